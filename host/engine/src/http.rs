@@ -1,0 +1,291 @@
+//! An HTTP component: reused instances, one response per request.
+//!
+//! Instances are reused within named bounds, and one instance serves several
+//! requests at once while they wait (for the queue's fsync, above all). A
+//! request that traps takes with it the requests its instance was serving at
+//! that moment: they are answered with an error, and clients repeat them.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use tokio::sync::Semaphore;
+use tokio::time::Sleep;
+use wasmtime::component::GuestTaskId;
+use wasmtime::{Store, StoreContextMut};
+use wasmtime_wasi_http::handler::{
+    ExpirationError, HandlerState, Instance, InstantiationError, ProxyHandler, ProxyPre,
+    ShouldAccept, TrapOrPanicError, WorkerExpiration, WorkerState, WorkerStatus,
+};
+use wasmtime_wasi_http::{WasiHttpView, p2, p3};
+
+use crate::guest_log::{GuestLog, LogSink};
+use crate::loader::{self, LoadError, TRIAL_START_MAX, one_line};
+use crate::outbox::Outbox;
+use crate::runtime::Runtime;
+use crate::state::{Grants, GuestState};
+use crate::worker::new_store;
+
+/// The body of a guest's response.
+pub type ResponseBody = wasmtime_wasi_http::WasiBody;
+
+/// How instances of one HTTP component are reused, and what each may use.
+#[derive(Clone, Debug)]
+pub struct HttpLimits {
+    /// Requests an instance serves before it is replaced.
+    pub instance_requests_max: usize,
+    /// Requests an instance serves at the same time.
+    pub instance_concurrency_max: usize,
+    /// Requests in all instances at the same time; more wait their turn.
+    pub requests_in_flight_max: usize,
+    /// How long an instance without requests is kept.
+    pub instance_idle: Duration,
+    /// Wall-clock time for one request.
+    pub request_timeout: Duration,
+    /// Linear memory of one instance, in bytes.
+    pub memory_bytes_max: usize,
+}
+
+/// Why a request got no response from the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// No response in time: the guest is busy, or the host is overloaded.
+    #[error("no response within {0:?}")]
+    TimedOut(Duration),
+    /// The guest crashed.
+    #[error("the component crashed: {0}")]
+    Trapped(String),
+    /// No instance could be started.
+    #[error("no instance could be started: {0}")]
+    NotStarted(String),
+}
+
+/// An HTTP component, checked and ready.
+pub struct HttpComponent {
+    digest: String,
+    handler: ProxyHandler<Shared>,
+    permits: Semaphore,
+    request_timeout: Duration,
+}
+
+const P3_EXPORT: &str = "wasi:http/handler@0.3";
+const P2_EXPORT: &str = "wasi:http/incoming-handler@0.2";
+
+impl HttpComponent {
+    /// Compiles, checks and starts a component once.
+    pub async fn load(
+        runtime: &Runtime,
+        bytes: Vec<u8>,
+        grants: Grants,
+        limits: HttpLimits,
+        outbox: Outbox,
+        logs: LogSink,
+    ) -> Result<Arc<Self>, LoadError> {
+        let digest = loader::digest(&bytes);
+        let component = loader::compile(runtime, &digest, bytes).await?;
+        let name = loader::find_export(
+            runtime,
+            &component,
+            &[P3_EXPORT, P2_EXPORT],
+            "`wasi:http/handler@0.3` (or `wasi:http/incoming-handler@0.2`), so it cannot answer HTTP requests",
+        )?;
+        let linked = loader::link(runtime.http_linker(), &component)?;
+        let pre = if name.starts_with(P3_EXPORT) {
+            p3::bindings::ServicePre::new(linked).map(ProxyPre::P3)
+        } else {
+            p2::bindings::ProxyPre::new(linked).map(ProxyPre::P2)
+        }
+        .map_err(|error| LoadError::WrongType(one_line(&error)))?;
+        let (permits, request_timeout) = (
+            Semaphore::new(limits.requests_in_flight_max),
+            limits.request_timeout,
+        );
+        let shared = Shared {
+            runtime: runtime.clone(),
+            pre,
+            grants,
+            limits,
+            outbox,
+            logs,
+        };
+        match tokio::time::timeout(TRIAL_START_MAX, shared.instantiate()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(LoadError::DoesNotStart(one_line(&error))),
+            Err(_) => {
+                return Err(LoadError::DoesNotStart(format!(
+                    "it was not ready after {TRIAL_START_MAX:?}"
+                )));
+            }
+        }
+        Ok(Arc::new(Self {
+            digest,
+            handler: ProxyHandler::new(shared),
+            permits,
+            request_timeout,
+        }))
+    }
+
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Has the guest answer one request, whose body was read before: a slow
+    /// client never holds an instance.
+    pub async fn handle(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<http::Response<ResponseBody>, HttpError> {
+        let request = request.map(|body| {
+            Full::new(body)
+                .map_err(|never| match never {})
+                .boxed_unsync()
+        });
+        let answer = async {
+            // Closed never: the semaphore lives as long as the component.
+            let _permit = self.permits.acquire().await;
+            self.handler.handle((), request).await
+        };
+        // The handler's own deadline counts from when an instance took the
+        // request; this one from when it arrived.
+        match tokio::time::timeout(self.request_timeout, answer).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(http_error(&error, self.request_timeout)),
+            Err(_) => Err(HttpError::TimedOut(self.request_timeout)),
+        }
+    }
+}
+
+fn http_error(error: &wasmtime::Error, timeout: Duration) -> HttpError {
+    if error.is::<ExpirationError>() {
+        HttpError::TimedOut(timeout)
+    } else if let Some(not_started) = error.downcast_ref::<InstantiationError<()>>() {
+        HttpError::NotStarted(one_line(&not_started.error))
+    } else if error.is::<TrapOrPanicError>() {
+        HttpError::Trapped("the instance serving this request ended before it answered".to_owned())
+    } else {
+        HttpError::Trapped(one_line(error))
+    }
+}
+
+/// What every instance of one component is made from.
+struct Shared {
+    runtime: Runtime,
+    pre: ProxyPre<GuestState>,
+    grants: Grants,
+    limits: HttpLimits,
+    outbox: Outbox,
+    logs: LogSink,
+}
+
+impl HandlerState for Shared {
+    type StoreData = GuestState;
+    type WorkerExpiration = Expiration;
+    type WorkerState = Reuse;
+
+    async fn instantiate(&self) -> wasmtime::Result<Instance<GuestState, Expiration, Reuse>> {
+        let log = GuestLog::forwarding(self.logs.clone());
+        let outbox = Some(self.outbox.clone());
+        let state = GuestState::new(&self.grants, self.limits.memory_bytes_max, log, outbox);
+        let mut store = new_store(&self.runtime, state);
+        let proxy = self.pre.instantiate_async(&mut store).await?;
+        Ok(Instance {
+            store,
+            proxy,
+            view: GuestState::http,
+            expiration: Expiration::new(&self.limits),
+            state: Reuse {
+                limits: self.limits.clone(),
+                logs: self.logs.clone(),
+            },
+        })
+    }
+}
+
+/// Which requests one instance accepts.
+struct Reuse {
+    limits: HttpLimits,
+    logs: LogSink,
+}
+
+impl WorkerState for Reuse {
+    type StoreData = GuestState;
+    type RequestData = ();
+
+    fn should_accept_request(&self, concurrent_count: usize, total_count: usize) -> ShouldAccept {
+        if total_count >= self.limits.instance_requests_max {
+            ShouldAccept::Never
+        } else if concurrent_count >= self.limits.instance_concurrency_max {
+            ShouldAccept::No
+        } else {
+            ShouldAccept::Yes
+        }
+    }
+
+    fn on_request_start(
+        &self,
+        _: StoreContextMut<'_, GuestState>,
+        (): (),
+        _: GuestTaskId,
+    ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        Box::pin(tokio::time::sleep(self.limits.request_timeout))
+    }
+
+    fn drop(&self, store: Store<GuestState>, result: Result<(), wasmtime::Error>) {
+        store.data().log.finish();
+        drop(store);
+        if let Err(error) = result {
+            self.logs.crashed(&one_line(&error));
+        }
+    }
+}
+
+/// Ends an instance that has idled for long enough, or whose newest request
+/// has run past its deadline (polled from outside the guest, so a busy loop
+/// cannot escape it).
+struct Expiration {
+    request_timeout: Duration,
+    idle: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Expiration {
+    fn new(limits: &HttpLimits) -> Self {
+        Self {
+            request_timeout: limits.request_timeout,
+            idle: limits.instance_idle,
+            timer: Box::pin(tokio::time::sleep(limits.instance_idle)),
+        }
+    }
+}
+
+impl WorkerExpiration for Expiration {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        status: WorkerStatus,
+        start: Instant,
+    ) -> Poll<()> {
+        let allowed = match status {
+            WorkerStatus::Idle => self.idle,
+            WorkerStatus::Requests | WorkerStatus::PostReturn => self.request_timeout,
+        };
+        let deadline = tokio::time::Instant::from_std(start + allowed);
+        // Setting a timer costs more than this poll, which comes with every
+        // request: a timer that fires early is left alone and set again then.
+        if self.timer.deadline() > deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            if tokio::time::Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}

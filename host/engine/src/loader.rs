@@ -1,0 +1,161 @@
+//! From bytes to a component that is known to run: digest, compile, check
+//! against the world, link, start once.
+//!
+//! Every refusal is one sentence that says what is wrong with the component
+//! and what to do; nothing that is running is touched by one.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use wasmtime::component::{Component, InstancePre, Linker};
+
+use crate::runtime::Runtime;
+use crate::state::GuestState;
+
+/// How long a component may take to start once when it is checked. Starting
+/// runs no guest code beyond its initialisers.
+pub(crate) const TRIAL_START_MAX: Duration = Duration::from_secs(10);
+/// First bytes of every WebAssembly file.
+const WASM_MAGIC: &[u8] = b"\0asm";
+/// What follows them in a component; a core module has another version here.
+const COMPONENT_VERSION: &[u8] = &[0x0d, 0x00, 0x01, 0x00];
+
+/// Why a component was refused. Always the component's fault, except `Host`.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Not WebAssembly at all.
+    #[error("not a WebAssembly file: it does not begin with the bytes of one")]
+    NotWasm,
+    /// A core module.
+    #[error(
+        "a core WebAssembly module, not a component: build it for `wasm32-wasip2`, or wrap it with `wasm-tools component new`"
+    )]
+    CoreModule,
+    /// Not valid.
+    #[error("not a valid component: {0}")]
+    Invalid(String),
+    /// The export that makes it what the manifest says is missing.
+    #[error("it does not export {expected}; it exports {found}")]
+    MissingExport {
+        /// What was looked for.
+        expected: &'static str,
+        /// What there is.
+        found: String,
+    },
+    /// It wants something that this host does not offer.
+    #[error("it needs something that this host does not offer: {0}")]
+    MissingImport(String),
+    /// An export has the right name and the wrong shape.
+    #[error("it does not fit the interface: {0}")]
+    WrongType(String),
+    /// It cannot be started once.
+    #[error("it does not start: {0}")]
+    DoesNotStart(String),
+    /// The host's own trouble: a retry may help.
+    #[error("the host cannot load it now: {0}")]
+    Host(String),
+}
+
+/// The SHA-256 of a component's bytes, in lower-case hexadecimal.
+pub fn digest(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// Compiles (or finds compiled) on a blocking thread, so that neither jobs nor
+/// requests wait for it.
+pub(crate) async fn compile(
+    runtime: &Runtime,
+    digest: &str,
+    bytes: Vec<u8>,
+) -> Result<Component, LoadError> {
+    check_preamble(&bytes)?;
+    let (runtime, digest) = (runtime.clone(), digest.to_owned());
+    tokio::task::spawn_blocking(move || {
+        runtime
+            .compiled()
+            .load(runtime.engine(), &digest, &bytes)
+            .map_err(|error| LoadError::Invalid(one_line(&error)))
+    })
+    .await
+    .map_err(|error| LoadError::Host(error.to_string()))?
+}
+
+fn check_preamble(bytes: &[u8]) -> Result<(), LoadError> {
+    let Some(version) = bytes.strip_prefix(WASM_MAGIC) else {
+        return Err(LoadError::NotWasm);
+    };
+    if version.starts_with(COMPONENT_VERSION) {
+        Ok(())
+    } else {
+        Err(LoadError::CoreModule)
+    }
+}
+
+/// The name of the first export that begins with one of `wanted`, in their order.
+pub(crate) fn find_export(
+    runtime: &Runtime,
+    component: &Component,
+    wanted: &[&str],
+    expected: &'static str,
+) -> Result<String, LoadError> {
+    let component_type = component.component_type();
+    let names: Vec<&str> = component_type
+        .exports(runtime.engine())
+        .map(|(name, _)| name)
+        .collect();
+    wanted
+        .iter()
+        .find_map(|prefix| names.iter().find(|name| name.starts_with(prefix)))
+        .map(|name| (*name).to_owned())
+        .ok_or_else(|| LoadError::MissingExport {
+            expected,
+            found: list(&names),
+        })
+}
+
+fn list(names: &[&str]) -> String {
+    match names {
+        [] => "nothing".to_owned(),
+        names => names
+            .iter()
+            .map(|name| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+pub(crate) fn link(
+    linker: &Linker<GuestState>,
+    component: &Component,
+) -> Result<InstancePre<GuestState>, LoadError> {
+    linker
+        .instantiate_pre(component)
+        .map_err(|error| LoadError::MissingImport(one_line(&error)))
+}
+
+/// An error and its causes as one sentence.
+pub(crate) fn one_line(error: &wasmtime::Error) -> String {
+    format!("{error:#}")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_component_is_told_apart() {
+        assert!(matches!(
+            check_preamble(b"MZ not wasm"),
+            Err(LoadError::NotWasm)
+        ));
+        assert!(matches!(
+            check_preamble(b"\0asm\x01\0\0\0"),
+            Err(LoadError::CoreModule)
+        ));
+        assert!(check_preamble(b"\0asm\x0d\0\x01\0").is_ok());
+        assert!(check_preamble(b"").is_err());
+    }
+}

@@ -1,0 +1,20 @@
+//! The peek-lock contract, and the engine that keeps it on this machine.
+//!
+//! This crate has never heard of WebAssembly or HTTP. It promises:
+//!
+//! - **Accepted means durable**: [`Queue::send`] answers after the fsync that
+//!   covers the message, never before.
+//! - **One holder at a time**: a [`Delivery`] is locked until its lock expires;
+//!   its [`Lock`] is renewed while work goes on and consumed by settling.
+//! - **Settled once**: a settle under a stale lock is refused with
+//!   [`SettleError::LockLost`] and changes nothing.
+//! - **A crash at any instant** loses no accepted message and leaves none
+//!   locked: locks live in memory, so after a restart every message that was
+//!   not settled is ready (or due) again, with its delivery count.
+//!
+//! Times are milliseconds since 1970-01-01 UTC ([`Millis`]).
+
+mod contract;
+pub mod local;
+
+pub use contract::*;

@@ -1,0 +1,1 @@
+//! The embedded engine: one store, many queues, one fsync for all who wait.
