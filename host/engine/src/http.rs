@@ -50,10 +50,17 @@ pub struct HttpLimits {
     pub memory_bytes_max: usize,
 }
 
+/// How long a request waits for a free instance before its client is asked to
+/// come back: a burst of thousands passes well within it.
+const QUEUED_MAX: Duration = Duration::from_secs(10);
+
 /// Why a request got no response from the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// No response in time: the guest is busy, or the host is overloaded.
+    /// Every instance is busy, and was for as long as a request may wait.
+    #[error("the host is overloaded: no instance was free within {QUEUED_MAX:?}")]
+    Overloaded,
+    /// No response in time.
     #[error("no response within {0:?}")]
     TimedOut(Duration),
     /// The guest crashed.
@@ -145,14 +152,12 @@ impl HttpComponent {
                 .map_err(|never| match never {})
                 .boxed_unsync()
         });
-        let answer = async {
-            // Closed never: the semaphore lives as long as the component.
-            let _permit = self.permits.acquire().await;
-            self.handler.handle((), request).await
+        let Ok(_permit) = tokio::time::timeout(QUEUED_MAX, self.permits.acquire()).await else {
+            return Err(HttpError::Overloaded);
         };
         // The handler's own deadline counts from when an instance took the
-        // request; this one from when it arrived.
-        match tokio::time::timeout(self.request_timeout, answer).await {
+        // request; this one also covers starting an instance.
+        match tokio::time::timeout(self.request_timeout, self.handler.handle((), request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(http_error(&error, self.request_timeout)),
             Err(_) => Err(HttpError::TimedOut(self.request_timeout)),

@@ -178,16 +178,34 @@ pub struct LogLine {
     pub message: String,
 }
 
-/// Why a lock could not be renewed or a delivery not settled.
+/// Why a lock could not be renewed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RenewError {
+    /// The lock ran out or was already settled: someone else may hold the
+    /// message now. A retry cannot help.
+    #[error("the lock on this delivery is lost")]
+    LockLost,
+    /// The store cannot answer; the lock stands until it runs out, and a retry may help.
+    #[error("queue unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// Why a delivery was not settled.
+#[derive(Debug, thiserror::Error)]
 pub enum SettleError {
     /// The lock ran out or was already settled: someone else may hold the
     /// message now. Nothing was changed; a retry cannot help.
     #[error("the lock on this delivery is lost")]
     LockLost,
-    /// The store cannot write; the lock stands until it runs out, and a retry may help.
-    #[error("queue unavailable: {0}")]
-    Unavailable(String),
+    /// The store cannot write. The lock comes back with the error: it stands
+    /// until it runs out, and a retry under it may help.
+    #[error("queue unavailable: {reason}")]
+    Unavailable {
+        /// Why.
+        reason: String,
+        /// The right to try again.
+        lock: Lock,
+    },
 }
 
 /// The store cannot answer; a retry may help.

@@ -1,0 +1,541 @@
+//! Handles: the broker that owns the store, and its queues.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::clock::Clock;
+use super::commands::{Command, QueueIndex, Waiting, keys};
+use super::disk::{Disk, OpenFailure};
+use super::ledger::{Ledger, LockKey};
+use super::reader::Reader;
+use super::records::{FORMAT_VERSION, META_FORMAT, QueueNumber, Table, queue_number_key};
+use super::store::{Staged, StoreError};
+use super::writer::{FreeDisk, Published, Shared, Writer};
+use crate::{
+    Attempt, Delivery, Job, JobState, Lock, Message, Millis, QueueConfig, QueueStats, Receipt,
+    RenewError, Selection, SendError, SettleError, Settlement, Unavailable,
+};
+
+/// Commands that may wait for the writer; beyond that their callers wait.
+const COMMANDS_WAITING_MAX: usize = 4_096;
+
+/// Where and what to open.
+#[derive(Clone, Debug)]
+pub struct BrokerOptions {
+    /// The store's directory; created when missing. One process at a time.
+    pub dir: PathBuf,
+    /// The queues. One that is left out keeps its messages until it is back.
+    pub queues: Vec<QueueConfig>,
+    /// Free space of the disk, in bytes, below which no message is accepted.
+    pub free_disk_bytes_min: u64,
+}
+
+/// Whether the store can be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Yes.
+    Ready,
+    /// Not now; it is tried again and again.
+    Degraded {
+        /// Why.
+        reason: String,
+    },
+    /// Never again in this process.
+    Poisoned {
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "the store in {0} is in use by another process: stop that one, or choose another `--state-dir`"
+    )]
+    Locked(PathBuf),
+    /// Written by a version that this one does not know.
+    #[error(
+        "the store in {dir} has format {found}; this version reads format {FORMAT_VERSION}: run the version that wrote it, or choose another `--state-dir`"
+    )]
+    Format {
+        /// Its directory.
+        dir: PathBuf,
+        /// Its format.
+        found: String,
+    },
+    /// Anything else.
+    #[error("the store in {dir} cannot be opened: {reason}")]
+    Failed {
+        /// Its directory.
+        dir: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What was found when opening.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    /// How long opening took.
+    pub took: Duration,
+    /// Messages that wait, over all queues, due or not.
+    pub waiting: u64,
+    /// Dead letters, over all queues.
+    pub dead: u64,
+}
+
+/// An open store with its queues.
+pub struct Broker {
+    queues: Vec<Queue>,
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    thread: JoinHandle<()>,
+}
+
+/// One queue. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Queue(Arc<Handle>);
+
+struct Handle {
+    index: QueueIndex,
+    number: QueueNumber,
+    config: QueueConfig,
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Broker {
+    /// Opens or creates a store and starts its writer. Blocks while the store
+    /// replays what it wrote last.
+    pub fn open(options: BrokerOptions, clock: Clock) -> Result<(Self, Recovery), OpenError> {
+        let began = Instant::now();
+        let failed = |reason: String| OpenError::Failed {
+            dir: options.dir.clone(),
+            reason,
+        };
+        std::fs::create_dir_all(&options.dir).map_err(|error| failed(error.to_string()))?;
+        let disk = Disk::open(&options.dir).map_err(|failure| match failure {
+            OpenFailure::Locked => OpenError::Locked(options.dir.clone()),
+            OpenFailure::Other(reason) => failed(reason),
+        })?;
+        check_format(&disk, &options.dir)?;
+        let ledgers =
+            open_ledgers(&disk, &options.queues, clock.now()).map_err(|error| failed(error.0))?;
+        let recovery = Recovery {
+            took: began.elapsed(),
+            waiting: ledgers.iter().map(Ledger::waiting).sum(),
+            dead: ledgers.iter().map(|ledger| ledger.stats().dead).sum(),
+        };
+        let broker = Self::start(options, clock, disk, ledgers)?;
+        Ok((broker, recovery))
+    }
+
+    fn start(
+        options: BrokerOptions,
+        clock: Clock,
+        disk: Disk,
+        ledgers: Vec<Ledger>,
+    ) -> Result<Self, OpenError> {
+        let published = |ledger: &Ledger| {
+            Mutex::new(Published {
+                stats: ledger.stats(),
+                oldest_from: ledger.oldest_from(),
+                ..Published::default()
+            })
+        };
+        let shared = Arc::new(Shared {
+            health: watch::Sender::new(Health::Ready),
+            disk: RwLock::new(Some(disk.clone())),
+            queues: ledgers.iter().map(published).collect(),
+            syncs: AtomicU64::new(0),
+        });
+        let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
+        let queues = ledgers
+            .iter()
+            .enumerate()
+            .map(|(index, ledger)| {
+                Queue(Arc::new(Handle {
+                    index,
+                    number: ledger.number(),
+                    config: ledger.config().clone(),
+                    shared: shared.clone(),
+                    commands: commands.clone(),
+                }))
+            })
+            .collect();
+        let dir = options.dir.clone();
+        let failed = move |error: std::io::Error| OpenError::Failed {
+            dir,
+            reason: error.to_string(),
+        };
+        let writer = Writer {
+            dir: options.dir,
+            free_disk_bytes_min: options.free_disk_bytes_min,
+            disk: Some(disk),
+            waiting: ledgers.iter().map(|_| Default::default()).collect(),
+            ledgers,
+            shared: shared.clone(),
+            clock,
+            free_disk: FreeDisk::default(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(failed.clone())?;
+        let thread = std::thread::Builder::new()
+            .name("queue-writer".to_owned())
+            .spawn(move || runtime.block_on(writer.run(receiver)))
+            .map_err(failed)?;
+        Ok(Self {
+            queues,
+            shared,
+            commands,
+            thread,
+        })
+    }
+
+    /// The queues, in the order of the options.
+    pub fn queues(&self) -> &[Queue] {
+        &self.queues
+    }
+
+    /// The queue of this name.
+    pub fn queue(&self, name: &str) -> Option<Queue> {
+        self.queues
+            .iter()
+            .find(|queue| queue.name() == name)
+            .cloned()
+    }
+
+    /// Whether the store can be written, now and whenever that changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.shared.health.subscribe()
+    }
+
+    /// How often the store was synced since it was opened.
+    pub fn syncs(&self) -> u64 {
+        self.shared.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Finishes what waits, then closes the store and frees its directory.
+    /// Handles that are left answer that the store is closed.
+    pub async fn close(self) {
+        let (answer, closed) = oneshot::channel();
+        if self.commands.send(Command::Close { answer }).await.is_ok() {
+            // An error means that the writer has ended already.
+            let _ = closed.await;
+        }
+        let thread = self.thread;
+        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+        debug_assert!(matches!(joined, Ok(Ok(()))), "the writer panicked");
+    }
+}
+
+fn check_format(disk: &Disk, dir: &std::path::Path) -> Result<(), OpenError> {
+    let failed = |error: StoreError| OpenError::Failed {
+        dir: dir.to_owned(),
+        reason: error.0,
+    };
+    let view = disk.snapshot();
+    let mut staged = Staged::new(&view);
+    match staged.get(Table::Meta, META_FORMAT).map_err(failed)? {
+        Some(found) if found == FORMAT_VERSION.to_be_bytes() => Ok(()),
+        Some(found) => {
+            let found = found.first_chunk().map_or_else(
+                || format!("{found:?}"),
+                |n| u32::from_be_bytes(*n).to_string(),
+            );
+            Err(OpenError::Format {
+                dir: dir.to_owned(),
+                found,
+            })
+        }
+        None => {
+            staged.put(
+                Table::Meta,
+                META_FORMAT.to_vec(),
+                FORMAT_VERSION.to_be_bytes().to_vec(),
+            );
+            disk.commit(staged.into_writes())
+                .and_then(|()| disk.sync())
+                .map_err(failed)
+        }
+    }
+}
+
+/// Gives every queue its number, once and for all, and opens its ledger.
+fn open_ledgers(
+    disk: &Disk,
+    configs: &[QueueConfig],
+    now: Millis,
+) -> Result<Vec<Ledger>, StoreError> {
+    let view = disk.snapshot();
+    let mut staged = Staged::new(&view);
+    let known = staged.scan(Table::Meta, b"queue/", b"queue0", usize::MAX)?;
+    let mut next: QueueNumber = known
+        .iter()
+        .filter_map(|(_, value)| number(value))
+        .map(|n| n + 1)
+        .max()
+        .unwrap_or(0);
+    let mut ledgers = Vec::with_capacity(configs.len());
+    for config in configs {
+        let key = queue_number_key(&config.name);
+        let number = match staged.get(Table::Meta, &key)? {
+            Some(value) => number(&value)
+                .ok_or_else(|| StoreError::damaged("a queue's number is too short"))?,
+            None => {
+                staged.put(Table::Meta, key, next.to_be_bytes().to_vec());
+                next += 1;
+                next - 1
+            }
+        };
+        ledgers.push(Ledger::open(number, config.clone(), &mut staged, now)?);
+    }
+    disk.commit(staged.into_writes())?;
+    disk.sync()?;
+    Ok(ledgers)
+}
+
+fn number(value: &[u8]) -> Option<QueueNumber> {
+    value
+        .first_chunk()
+        .map(|bytes| QueueNumber::from_be_bytes(*bytes))
+}
+
+impl Queue {
+    /// Its name in the manifest.
+    pub fn name(&self) -> &str {
+        &self.0.config.name
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &QueueConfig {
+        &self.0.config
+    }
+
+    /// Accepts a message; durable when this returns `Ok`.
+    pub async fn send(&self, message: Message) -> Result<Receipt, SendError> {
+        let mut sent = self.send_many(vec![message]).await;
+        sent.pop()
+            .unwrap_or_else(|| Err(SendError::Unavailable(self.0.shared.trouble())))
+    }
+
+    /// Accepts several messages, each with its own fate, in order.
+    pub async fn send_many(&self, messages: Vec<Message>) -> Vec<Result<Receipt, SendError>> {
+        let count = messages.len();
+        let sent = self
+            .ask(|answer| Command::Send {
+                queue: self.0.index,
+                messages,
+                answer,
+            })
+            .await;
+        sent.unwrap_or_else(|Unavailable(reason)| vec![Err(SendError::Unavailable(reason)); count])
+    }
+
+    /// Locks up to `max` messages, waiting until there is at least one.
+    /// Cancel safe: what was locked for a dropped call is given back uncounted.
+    pub async fn receive(&self, max: usize) -> Result<Vec<Delivery>, Unavailable> {
+        let (answer, receiver) = oneshot::channel();
+        let command = Command::Receive {
+            queue: self.0.index,
+            waiting: Waiting { max, answer },
+        };
+        let mut pending = Pending {
+            receiver,
+            queue: self,
+        };
+        self.0
+            .commands
+            .send(command)
+            .await
+            .map_err(|_| self.unavailable())?;
+        (&mut pending.receiver)
+            .await
+            .map_err(|_| self.unavailable())
+    }
+
+    /// Prolongs a lock by its length from now; says until when.
+    pub async fn renew(&self, lock: &Lock) -> Result<Millis, RenewError> {
+        let key = lock_key(lock);
+        let renewed = self
+            .ask(|answer| Command::Renew {
+                queue: self.0.index,
+                key,
+                answer,
+            })
+            .await;
+        renewed.unwrap_or_else(|Unavailable(reason)| Err(RenewError::Unavailable(reason)))
+    }
+
+    /// Ends a delivery; durable when this returns `Ok`. `attempt` is added to
+    /// the job's history.
+    pub async fn settle(
+        &self,
+        lock: Lock,
+        settlement: Settlement,
+        attempt: Option<Attempt>,
+    ) -> Result<(), SettleError> {
+        let (queue, key) = (self.0.index, lock_key(&lock));
+        match self
+            .ask(|answer| Command::Settle {
+                queue,
+                key,
+                settlement,
+                attempt,
+                answer,
+            })
+            .await
+        {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(SettleError::LockLost),
+            Err(Unavailable(reason)) => Err(SettleError::Unavailable { reason, lock }),
+        }
+    }
+
+    /// Makes dead letters ready again; says how many.
+    pub async fn redrive(&self, selection: Selection) -> Result<u64, Unavailable> {
+        self.repeat(selection, |queue, selection, answer| Command::Redrive {
+            queue,
+            selection,
+            answer,
+        })
+        .await
+    }
+
+    /// Throws dead letters away; says how many.
+    pub async fn purge(&self, selection: Selection) -> Result<u64, Unavailable> {
+        self.repeat(selection, |queue, selection, answer| Command::Purge {
+            queue,
+            selection,
+            answer,
+        })
+        .await
+    }
+
+    /// Does a bounded step until all that was dead at the start is done:
+    /// messages that die meanwhile are not chased.
+    async fn repeat(
+        &self,
+        selection: Selection,
+        step: impl Fn(QueueIndex, Selection, oneshot::Sender<u64>) -> Command,
+    ) -> Result<u64, Unavailable> {
+        let dead = self.0.shared.queue(self.0.index).stats.dead;
+        let mut done = 0;
+        loop {
+            let count = self
+                .ask(|answer| step(self.0.index, selection.clone(), answer))
+                .await?;
+            done += count;
+            if count == 0 || done >= dead || matches!(selection, Selection::One(_)) {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// What it holds now.
+    pub async fn stats(&self) -> QueueStats {
+        let mut stats = self.0.shared.queue(self.0.index).stats;
+        stats.oldest_due_at = self.read(|reader| reader.oldest_due_at()).await.unwrap_or_default();
+        stats
+    }
+
+    /// All that is known of a job; none if it was never accepted or is forgotten.
+    pub async fn job(&self, id: &str) -> Result<Option<Job>, Unavailable> {
+        let id = id.to_owned();
+        self.read(move |reader| reader.job(&id)).await
+    }
+
+    /// The most recent jobs, newest first, without their logs.
+    pub async fn jobs(
+        &self,
+        limit: usize,
+        state: Option<JobState>,
+    ) -> Result<Vec<Job>, Unavailable> {
+        self.read(move |reader| reader.jobs(limit, state)).await
+    }
+
+    /// Dead letters in order of acceptance, beginning after sequence `after`.
+    pub async fn dead(&self, after: Option<u64>, limit: usize) -> Result<Vec<Job>, Unavailable> {
+        self.read(move |reader| reader.dead(after, limit)).await
+    }
+
+    /// Reads on a blocking thread: the disk must not hold up a runtime's.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Reader<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        let handle = self.0.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let Some(disk) = handle.shared.disk() else {
+                return Err(Unavailable(handle.shared.trouble()));
+            };
+            let view = disk.snapshot();
+            let published = handle.shared.queue(handle.index);
+            let (locked, oldest_from) = (published.locked.clone(), published.oldest_from);
+            drop(published);
+            let reader = Reader {
+                view: &view,
+                number: handle.number,
+                locked,
+                oldest_from,
+            };
+            read(&reader).map_err(|error| Unavailable(error.0))
+        });
+        done.await
+            .unwrap_or_else(|error| Err(Unavailable(error.to_string())))
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Unavailable> {
+        let (answer, receiver) = oneshot::channel();
+        self.0
+            .commands
+            .send(command(answer))
+            .await
+            .map_err(|_| self.unavailable())?;
+        receiver.await.map_err(|_| self.unavailable())
+    }
+
+    fn unavailable(&self) -> Unavailable {
+        Unavailable(self.0.shared.trouble())
+    }
+}
+
+fn lock_key(lock: &Lock) -> LockKey {
+    LockKey {
+        sequence: lock.sequence,
+        token: lock.token,
+    }
+}
+
+/// A receive in progress. Dropped with deliveries in its channel, it gives
+/// them back.
+struct Pending<'a> {
+    receiver: oneshot::Receiver<Vec<Delivery>>,
+    queue: &'a Queue,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.receiver.close();
+        if let Ok(deliveries) = self.receiver.try_recv() {
+            let command = Command::Undelivered {
+                queue: self.queue.0.index,
+                keys: keys(&deliveries),
+            };
+            // With no room for it the locks run out by themselves.
+            let _ = self.queue.0.commands.try_send(command);
+        }
+    }
+}

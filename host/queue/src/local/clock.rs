@@ -1,0 +1,82 @@
+//! The time that locks, delays and retention go by.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+use crate::Millis;
+
+/// Where a broker takes the time from.
+#[derive(Clone, Debug)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    /// Wall time at start plus what has passed since: setting the machine's
+    /// clock neither breaks nor prolongs a lock.
+    Machine {
+        wall_at_start: Millis,
+        start: Instant,
+    },
+    Manual(watch::Receiver<Millis>),
+}
+
+/// Moves a manual clock.
+#[derive(Debug)]
+pub struct ManualClock(watch::Sender<Millis>);
+
+impl Clock {
+    /// The machine's clock.
+    pub fn machine() -> Self {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self(Source::Machine {
+            wall_at_start: millis(since),
+            start: Instant::now(),
+        })
+    }
+
+    /// A clock that stands still until it is moved.
+    pub fn manual(start: Millis) -> (Self, ManualClock) {
+        let (sender, receiver) = watch::channel(start);
+        (Self(Source::Manual(receiver)), ManualClock(sender))
+    }
+
+    /// The time now.
+    pub fn now(&self) -> Millis {
+        match &self.0 {
+            Source::Machine {
+                wall_at_start,
+                start,
+            } => wall_at_start + millis(start.elapsed()),
+            Source::Manual(time) => *time.borrow(),
+        }
+    }
+
+    /// Waits until the clock shows at least `at`.
+    pub(crate) async fn sleep_until(&self, at: Millis) {
+        match &self.0 {
+            Source::Machine { .. } => {
+                tokio::time::sleep(Duration::from_millis(at.saturating_sub(self.now()))).await;
+            }
+            Source::Manual(time) => {
+                // Without anyone left to move it, the clock stands for ever.
+                if time.clone().wait_for(|now| *now >= at).await.is_err() {
+                    std::future::pending().await
+                }
+            }
+        }
+    }
+}
+
+impl ManualClock {
+    /// Moves the clock on.
+    pub fn advance(&self, by: Duration) {
+        self.0.send_modify(|now| *now += millis(by));
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,111 @@
+//! Turns `spin.toml` and the environment into checked sections.
+//!
+//! The manifest is read strictly: an unknown key, a wrong type or a value out
+//! of bounds is an error that names file, line and key. This is the only
+//! module that reads the environment's variables for the application.
+
+mod manifest;
+mod route;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use orchestrator_engine::http::HttpLimits;
+use orchestrator_engine::outbound::AllowedHosts;
+use orchestrator_queue::QueueConfig;
+
+use crate::dispatch::DispatchConfig;
+pub use route::{Routed, Router};
+
+/// A whole application, checked.
+#[derive(Debug)]
+pub struct Config {
+    /// The directory of the manifest: relative paths start here.
+    pub dir: PathBuf,
+    /// Routes and the components that serve them.
+    pub router: Router,
+    /// Queues, in the manifest's order.
+    pub queues: Vec<QueueTrigger>,
+    /// Every component that a trigger names.
+    pub components: BTreeMap<String, ComponentConfig>,
+    /// Settings of the whole host.
+    pub host: HostSettings,
+}
+
+/// One `[[trigger.servicebus]]`.
+#[derive(Clone, Debug)]
+pub struct QueueTrigger {
+    /// The queue itself.
+    pub queue: QueueConfig,
+    /// The component that does its jobs.
+    pub component: String,
+    /// How they are run.
+    pub dispatch: DispatchConfig,
+}
+
+/// One `[component.NAME]`.
+#[derive(Clone, Debug)]
+pub struct ComponentConfig {
+    /// The WebAssembly file.
+    pub source: PathBuf,
+    /// Hosts it may call.
+    pub allowed_hosts: AllowedHosts,
+    /// Its variables, resolved.
+    pub variables: Vec<(String, String)>,
+    /// Its environment.
+    pub environment: Vec<(String, String)>,
+    /// How it is built, if it says.
+    pub build: Option<Build>,
+}
+
+/// `[component.NAME.build]`.
+#[derive(Clone, Debug)]
+pub struct Build {
+    /// For the shell.
+    pub command: String,
+    /// Where it runs.
+    pub dir: PathBuf,
+}
+
+/// `[application.trigger.servicebus]`.
+#[derive(Clone, Debug)]
+pub struct HostSettings {
+    /// Where a message goes that names no queue; the first queue without it.
+    pub default_queue: Option<String>,
+    /// How long requests and jobs may take to finish when the host stops.
+    pub shutdown_timeout: Duration,
+    /// Free disk space kept in reserve, in bytes.
+    pub free_disk_bytes_min: u64,
+    /// Instances of the HTTP components.
+    pub http: HttpLimits,
+}
+
+/// What is wrong with a manifest: a sentence with file and line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub(crate) String);
+
+impl Config {
+    /// Reads the manifest at `path` (a file, or a directory with a
+    /// `spin.toml`). `variables` are given on the command line, `environment`
+    /// looks up an environment variable.
+    pub fn read(
+        path: &Path,
+        variables: &[(String, String)],
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let path = if path.is_dir() { path.join("spin.toml") } else { path.to_owned() };
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            ConfigError(format!(
+                "the manifest {} cannot be read: {error}; name another with `-f`",
+                path.display()
+            ))
+        })?;
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        manifest::check(&path.display().to_string(), &text, &dir, variables, environment)
+    }
+}

@@ -1,0 +1,566 @@
+//! The manifest as it is written, and its check.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use orchestrator_engine::http::HttpLimits;
+use orchestrator_engine::outbound::AllowedHosts;
+use orchestrator_engine::worker::Limits;
+use orchestrator_queue::{QueueConfig, Retention};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{Build, ComponentConfig, Config, ConfigError, HostSettings, QueueTrigger, Router};
+use crate::dispatch::DispatchConfig;
+use crate::dispatch::chaos::Chaos;
+use crate::dispatch::policy::RetryPolicy;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    spin_manifest_version: Spanned<i64>,
+    application: Application,
+    #[serde(default)]
+    variables: BTreeMap<String, Variable>,
+    #[serde(default)]
+    trigger: Triggers,
+    #[serde(default)]
+    component: BTreeMap<String, Component>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "described to people; the host needs only the trigger settings")]
+struct Application {
+    name: String,
+    version: Option<String>,
+    description: Option<String>,
+    #[serde(default)]
+    authors: Vec<String>,
+    #[serde(default)]
+    trigger: ApplicationTriggers,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ApplicationTriggers {
+    #[serde(default)]
+    servicebus: Option<Host>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Host {
+    default_queue: Option<Spanned<String>>,
+    shutdown_timeout: Option<Spanned<String>>,
+    request_timeout: Option<Spanned<String>>,
+    free_disk_min: Option<Spanned<String>>,
+    http_memory_limit: Option<Spanned<String>>,
+    instance_requests_max: Option<Spanned<usize>>,
+    instance_concurrency_max: Option<Spanned<usize>>,
+    instances_max: Option<Spanned<usize>>,
+    instance_idle: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Variable {
+    default: Option<String>,
+    #[serde(default)]
+    required: bool,
+    #[serde(default)]
+    #[expect(dead_code, reason = "no value of a variable is ever printed, secret or not")]
+    secret: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Triggers {
+    #[serde(default)]
+    http: Vec<HttpTrigger>,
+    #[serde(default)]
+    servicebus: Vec<ServiceBusTrigger>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HttpTrigger {
+    route: Spanned<String>,
+    component: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceBusTrigger {
+    queue: Spanned<String>,
+    component: Spanned<String>,
+    concurrency: Option<Spanned<usize>>,
+    max_attempts: Option<Spanned<u32>>,
+    lock_duration: Option<Spanned<String>>,
+    timeout: Option<Spanned<String>>,
+    memory_limit: Option<Spanned<String>>,
+    duplicate_window: Option<Spanned<String>>,
+    time_to_live: Option<Spanned<String>>,
+    max_size: Option<Spanned<String>>,
+    retry: Option<Retry>,
+    chaos: Option<ChaosTable>,
+    finished_jobs: Option<FinishedJobs>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Retry {
+    initial: Option<Spanned<String>>,
+    factor: Option<Spanned<f64>>,
+    max: Option<Spanned<String>>,
+    jitter: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChaosTable {
+    #[serde(default)]
+    failure_rate: Option<Spanned<f64>>,
+    #[serde(default)]
+    seed: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FinishedJobs {
+    age: Option<Spanned<String>>,
+    count: Option<Spanned<u64>>,
+    size: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "the description is for people")]
+struct Component {
+    source: String,
+    description: Option<String>,
+    allowed_outbound_hosts: Option<Spanned<Vec<String>>>,
+    #[serde(default)]
+    variables: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    environment: BTreeMap<String, String>,
+    build: Option<BuildTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "`watch` is for tools that build on change")]
+struct BuildTable {
+    command: String,
+    workdir: Option<String>,
+    #[serde(default)]
+    watch: Vec<String>,
+}
+
+/// Where an error is told to be.
+struct Source<'a> {
+    file: &'a str,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn error(&self, at: usize, what: impl std::fmt::Display) -> ConfigError {
+        let line = self.text.get(..at).unwrap_or(self.text).matches('\n').count() + 1;
+        ConfigError(format!("{}:{line}: {what}", self.file))
+    }
+
+    fn duration(
+        &self,
+        key: &str,
+        value: Option<&Spanned<String>>,
+        default: Duration,
+        allowed: std::ops::RangeInclusive<Duration>,
+    ) -> Result<Duration, ConfigError> {
+        let Some(value) = value else {
+            return Ok(default);
+        };
+        let parsed = humantime::parse_duration(value.get_ref()).map_err(|_| {
+            let what = format!("`{key}` is not a duration: write it as `500ms`, `30s` or `5m`");
+            self.error(value.span().start, what)
+        })?;
+        self.within(key, parsed, value.span().start, allowed)
+    }
+
+    fn bytes(
+        &self,
+        key: &str,
+        value: Option<&Spanned<String>>,
+        default: u64,
+        allowed: std::ops::RangeInclusive<u64>,
+    ) -> Result<u64, ConfigError> {
+        let Some(value) = value else {
+            return Ok(default);
+        };
+        let parsed = value.get_ref().parse::<ByteSize>().map_err(|_| {
+            let what = format!("`{key}` is not a size: write it as `64MiB` or `1GiB`");
+            self.error(value.span().start, what)
+        })?;
+        self.within(key, parsed.as_u64(), value.span().start, allowed)
+    }
+
+    fn number<T: Copy + PartialOrd + std::fmt::Debug>(
+        &self,
+        key: &str,
+        value: Option<&Spanned<T>>,
+        default: T,
+        allowed: std::ops::RangeInclusive<T>,
+    ) -> Result<T, ConfigError> {
+        match value {
+            Some(value) => self.within(key, *value.get_ref(), value.span().start, allowed),
+            None => Ok(default),
+        }
+    }
+
+    fn within<T: PartialOrd + std::fmt::Debug>(
+        &self,
+        key: &str,
+        value: T,
+        at: usize,
+        allowed: std::ops::RangeInclusive<T>,
+    ) -> Result<T, ConfigError> {
+        if allowed.contains(&value) {
+            return Ok(value);
+        }
+        let (min, max) = (allowed.start(), allowed.end());
+        Err(self.error(at, format!("`{key}` is {value:?}; it may be {min:?} to {max:?}")))
+    }
+}
+
+const MIB: u64 = 1024 * 1024;
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn check(
+    file: &str,
+    text: &str,
+    dir: &Path,
+    given: &[(String, String)],
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, ConfigError> {
+    let source = Source { file, text };
+    let manifest: Manifest = toml::from_str(text).map_err(|error| {
+        source.error(error.span().map_or(0, |span| span.start), error.message())
+    })?;
+    if *manifest.spin_manifest_version.get_ref() != 2 {
+        let at = manifest.spin_manifest_version.span().start;
+        return Err(source.error(at, "`spin_manifest_version` must be 2"));
+    }
+    let variables = resolve(&source, &manifest.variables, given, environment)?;
+    let mut router = Router::default();
+    for trigger in &manifest.trigger.http {
+        known(&source, &manifest.component, &trigger.component)?;
+        router
+            .add(trigger.route.get_ref(), trigger.component.get_ref())
+            .map_err(|why| source.error(trigger.route.span().start, why))?;
+    }
+    let mut queues: Vec<QueueTrigger> = Vec::new();
+    for trigger in &manifest.trigger.servicebus {
+        known(&source, &manifest.component, &trigger.component)?;
+        let at = trigger.queue.span().start;
+        let queue = queue(&source, trigger)?;
+        if queues.iter().any(|other| other.queue.name == queue.queue.name) {
+            return Err(source.error(at, format!("queue `{}` has two triggers; give it one", queue.queue.name)));
+        }
+        queues.push(queue);
+    }
+    let host = host(&source, manifest.application.trigger.servicebus.unwrap_or_default(), &queues)?;
+    let mut components = BTreeMap::new();
+    for (name, component) in &manifest.component {
+        components.insert(name.clone(), self::component(&source, dir, component, &variables)?);
+    }
+    Ok(Config { dir: dir.to_owned(), router, queues, components, host })
+}
+
+fn known(
+    source: &Source<'_>,
+    components: &BTreeMap<String, Component>,
+    name: &Spanned<String>,
+) -> Result<(), ConfigError> {
+    if components.contains_key(name.get_ref()) {
+        return Ok(());
+    }
+    let what = format!("component `{0}` is not in the manifest: add `[component.{0}]`", name.get_ref());
+    Err(source.error(name.span().start, what))
+}
+
+/// Each variable's value: the command line's, then the environment's, then
+/// its default.
+fn resolve(
+    source: &Source<'_>,
+    declared: &BTreeMap<String, Variable>,
+    given: &[(String, String)],
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut resolved = BTreeMap::new();
+    let mut missing = Vec::new();
+    for (name, variable) in declared {
+        let on_command_line = given.iter().rev().find(|(given, _)| given == name).map(|(_, value)| value.clone());
+        let in_environment = || environment(&format!("SPIN_VARIABLE_{}", name.to_uppercase()));
+        match on_command_line.or_else(in_environment).or_else(|| variable.default.clone()) {
+            Some(value) => {
+                resolved.insert(name.clone(), value);
+            }
+            None if variable.required => missing.push(name.as_str()),
+            None => {}
+        }
+    }
+    if missing.is_empty() {
+        return Ok(resolved);
+    }
+    Err(source.error(
+        0,
+        format!(
+            "required variables without a value: {}; set each with `--variable name=value` or SPIN_VARIABLE_<NAME>",
+            missing.join(", ")
+        ),
+    ))
+}
+
+fn component(
+    source: &Source<'_>,
+    dir: &Path,
+    component: &Component,
+    variables: &BTreeMap<String, String>,
+) -> Result<ComponentConfig, ConfigError> {
+    let allowed_hosts = match &component.allowed_outbound_hosts {
+        Some(hosts) => AllowedHosts::parse(hosts.get_ref())
+            .map_err(|error| source.error(hosts.span().start, format!("`allowed_outbound_hosts`: {error}")))?,
+        None => AllowedHosts::default(),
+    };
+    let mut filled = Vec::new();
+    for (name, template) in &component.variables {
+        let value = fill(template.get_ref(), variables)
+            .map_err(|why| source.error(template.span().start, why))?;
+        filled.push((name.clone(), value));
+    }
+    Ok(ComponentConfig {
+        source: dir.join(&component.source),
+        allowed_hosts,
+        variables: filled,
+        environment: component.environment.clone().into_iter().collect(),
+        build: component.build.as_ref().map(|build| Build {
+            command: build.command.clone(),
+            dir: build.workdir.as_ref().map_or_else(|| dir.to_owned(), |workdir| dir.join(workdir)),
+        }),
+    })
+}
+
+/// `{{ name }}` replaced by the variable's value.
+fn fill(template: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
+    let mut filled = String::new();
+    let mut rest = template;
+    while let Some((before, tail)) = rest.split_once("{{") {
+        let (name, after) = tail.split_once("}}").ok_or_else(|| format!("`{template}` has a `{{{{` without its `}}}}`"))?;
+        let name = name.trim();
+        let value = variables.get(name).ok_or_else(|| {
+            format!("variable `{name}` has no value: declare it in `[variables]` with a default, or set it")
+        })?;
+        filled.push_str(before);
+        filled.push_str(value);
+        rest = after;
+    }
+    filled.push_str(rest);
+    Ok(filled)
+}
+
+/// Longest name of a queue, as in Service Bus.
+const QUEUE_NAME_BYTES_MAX: usize = 260;
+
+fn queue(source: &Source<'_>, trigger: &ServiceBusTrigger) -> Result<QueueTrigger, ConfigError> {
+    let name = trigger.queue.get_ref();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    if name.is_empty() || name.len() > QUEUE_NAME_BYTES_MAX || !name.chars().all(allowed) {
+        let what = format!("queue name `{name}` must be 1 to {QUEUE_NAME_BYTES_MAX} letters, digits, `.`, `-`, `_` or `/`");
+        return Err(source.error(trigger.queue.span().start, what));
+    }
+    let attempts_max = source.number("max_attempts", trigger.max_attempts.as_ref(), 10, 1..=1_000)?;
+    // Longer than a pause of a busy machine, shorter than a person waits for a
+    // job whose host died.
+    let lock_duration = source.duration(
+        "lock_duration",
+        trigger.lock_duration.as_ref(),
+        30 * SECOND,
+        SECOND..=300 * SECOND,
+    )?;
+    let memory = source.bytes("memory_limit", trigger.memory_limit.as_ref(), 64 * MIB, MIB..=4096 * MIB)?;
+    let time_to_live = match &trigger.time_to_live {
+        Some(value) => Some(source.duration("time_to_live", Some(value), DAY, SECOND..=365 * DAY)?),
+        None => None,
+    };
+    let window = trigger.duplicate_window.as_ref();
+    Ok(QueueTrigger {
+        queue: QueueConfig {
+            name: name.clone(),
+            lock_duration,
+            max_delivery_count: attempts_max,
+            duplicate_window: source.duration("duplicate_window", window, 600 * SECOND, Duration::ZERO..=7 * DAY)?,
+            time_to_live,
+            max_bytes: source.bytes("max_size", trigger.max_size.as_ref(), 1024 * MIB, MIB..=1024 * 1024 * MIB)?,
+            retention: retention(source, trigger.finished_jobs.as_ref())?,
+        },
+        component: trigger.component.get_ref().clone(),
+        dispatch: DispatchConfig {
+            concurrency: source.number("concurrency", trigger.concurrency.as_ref(), 64, 1..=4_096)?,
+            attempts_max,
+            limits: Limits {
+                memory_bytes_max: usize::try_from(memory).unwrap_or(usize::MAX),
+                deadline: source.duration(
+                    "timeout",
+                    trigger.timeout.as_ref(),
+                    60 * SECOND,
+                    Duration::from_millis(1)..=DAY,
+                )?,
+            },
+            retry: retry(source, trigger.retry.as_ref())?,
+            chaos: chaos(source, trigger.chaos.as_ref())?,
+        },
+    })
+}
+
+fn retention(source: &Source<'_>, table: Option<&FinishedJobs>) -> Result<Retention, ConfigError> {
+    let age = table.and_then(|table| table.age.as_ref());
+    let count = table.and_then(|table| table.count.as_ref());
+    let size = table.and_then(|table| table.size.as_ref());
+    Ok(Retention {
+        age: source.duration("finished_jobs.age", age, DAY, SECOND..=365 * DAY)?,
+        count: source.number("finished_jobs.count", count, 100_000, 0..=100_000_000)?,
+        bytes: source.bytes("finished_jobs.size", size, 256 * MIB, MIB..=1024 * 1024 * MIB)?,
+    })
+}
+
+fn retry(source: &Source<'_>, table: Option<&Retry>) -> Result<RetryPolicy, ConfigError> {
+    let initial = table.and_then(|table| table.initial.as_ref());
+    let factor = table.and_then(|table| table.factor.as_ref());
+    let max = table.and_then(|table| table.max.as_ref());
+    Ok(RetryPolicy {
+        initial: source.duration("retry.initial", initial, SECOND, Duration::ZERO..=365 * DAY)?,
+        factor: source.number("retry.factor", factor, 2.0, 1.0..=100.0)?,
+        max: source.duration("retry.max", max, 300 * SECOND, Duration::ZERO..=365 * DAY)?,
+        jitter: table.and_then(|table| table.jitter).unwrap_or(true),
+    })
+}
+
+fn chaos(source: &Source<'_>, table: Option<&ChaosTable>) -> Result<Chaos, ConfigError> {
+    let rate = table.and_then(|table| table.failure_rate.as_ref());
+    Ok(Chaos {
+        failure_rate: source.number("chaos.failure_rate", rate, 0.0, 0.0..=1.0)?,
+        seed: table.map_or(0, |table| table.seed),
+    })
+}
+
+fn host(source: &Source<'_>, host: Host, queues: &[QueueTrigger]) -> Result<HostSettings, ConfigError> {
+    if let Some(default) = &host.default_queue
+        && !queues.iter().any(|queue| queue.queue.name == *default.get_ref())
+    {
+        let what = format!("`default_queue`: no `[[trigger.servicebus]]` has queue `{}`", default.get_ref());
+        return Err(source.error(default.span().start, what));
+    }
+    let memory = source.bytes("http_memory_limit", host.http_memory_limit.as_ref(), 64 * MIB, MIB..=4096 * MIB)?;
+    let concurrency =
+        source.number("instance_concurrency_max", host.instance_concurrency_max.as_ref(), 16, 1..=1_000)?;
+    Ok(HostSettings {
+        default_queue: host.default_queue.map(Spanned::into_inner),
+        shutdown_timeout: source.duration(
+            "shutdown_timeout",
+            host.shutdown_timeout.as_ref(),
+            30 * SECOND,
+            Duration::ZERO..=DAY,
+        )?,
+        free_disk_bytes_min: source.bytes("free_disk_min", host.free_disk_min.as_ref(), 64 * MIB, 0..=u64::MAX)?,
+        http: HttpLimits {
+            // Bounds what a leaking guest can gather before it starts afresh.
+            instance_requests_max: source.number(
+                "instance_requests_max",
+                host.instance_requests_max.as_ref(),
+                1_000,
+                1..=1_000_000,
+            )?,
+            instance_concurrency_max: concurrency,
+            // Every request in flight can need an instance of its own.
+            requests_in_flight_max: source.number("instances_max", host.instances_max.as_ref(), 128, 1..=4_096)?,
+            instance_idle: source.duration("instance_idle", host.instance_idle.as_ref(), SECOND, Duration::ZERO..=DAY)?,
+            request_timeout: source.duration(
+                "request_timeout",
+                host.request_timeout.as_ref(),
+                30 * SECOND,
+                Duration::from_millis(1)..=DAY,
+            )?,
+            memory_bytes_max: usize::try_from(memory).unwrap_or(usize::MAX),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "spin_manifest_version = 2\n[application]\nname = \"a\"\n";
+    const WORKER: &str = "[component.w]\nsource = \"w.wasm\"\n";
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        check("spin.toml", text, Path::new("."), &[], &|name| {
+            (name == "SPIN_VARIABLE_FROM_ENV").then(|| "env".to_owned())
+        })
+    }
+
+    fn queue_with(line: &str) -> Result<Config, ConfigError> {
+        read(&format!("{HEAD}[[trigger.servicebus]]\nqueue = \"q\"\ncomponent = \"w\"\n{line}\n{WORKER}"))
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_readme() {
+        let config = queue_with("").unwrap();
+        let queue = &config.queues[0];
+        assert_eq!(queue.dispatch.concurrency, 64);
+        assert_eq!(queue.queue.max_delivery_count, 10);
+        assert_eq!(queue.queue.lock_duration, 30 * SECOND);
+        assert_eq!(queue.queue.duplicate_window, 600 * SECOND);
+        assert_eq!(queue.dispatch.limits.memory_bytes_max, 64 << 20);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line_and_key() {
+        for (line, told) in [
+            ("concurency = 4", "spin.toml:7: unknown field `concurency`"),
+            ("concurrency = 0", "spin.toml:7: `concurrency` is 0; it may be 1 to 4096"),
+            ("concurrency = \"4\"", "spin.toml:7: invalid type"),
+            ("lock_duration = \"soon\"", "spin.toml:7: `lock_duration` is not a duration"),
+            ("memory_limit = \"lots\"", "spin.toml:7: `memory_limit` is not a size"),
+            ("chaos = { failure_rate = 2.0 }", "spin.toml:7: `chaos.failure_rate` is 2.0; it may be 0.0 to 1.0"),
+            ("retry = { factor = 0.5 }", "spin.toml:7: `retry.factor` is 0.5"),
+        ] {
+            let error = queue_with(line).unwrap_err().to_string();
+            assert!(error.starts_with(told), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_trigger_for_a_component_that_is_not_there_is_refused() {
+        let text = format!("{HEAD}[[trigger.http]]\nroute = \"/x\"\ncomponent = \"nobody\"\n");
+        let error = read(&text).unwrap_err().to_string();
+        assert_eq!(error, "spin.toml:6: component `nobody` is not in the manifest: add `[component.nobody]`");
+    }
+
+    #[test]
+    fn variables_are_filled_in_from_the_environment_and_their_defaults() {
+        let text = format!(
+            "{HEAD}[variables]\nfrom_env = {{ required = true }}\ngreeting = {{ default = \"hi\" }}\n{WORKER}variables = {{ both = \"{{{{ greeting }}}}-{{{{from_env}}}}\" }}\n"
+        );
+        let config = read(&text).unwrap();
+        assert_eq!(config.components["w"].variables, [("both".to_owned(), "hi-env".to_owned())]);
+    }
+
+    #[test]
+    fn missing_required_variables_are_all_named() {
+        let text = format!("{HEAD}[variables]\na = {{ required = true }}\nb = {{ required = true }}\n");
+        let error = read(&text).unwrap_err().to_string();
+        assert!(error.contains("a, b") && error.contains("--variable"), "{error}");
+    }
+}

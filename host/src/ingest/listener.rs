@@ -1,0 +1,176 @@
+//! Accepts connections and answers their requests.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use orchestrator_engine::http::HttpError;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::problem::Problem;
+use super::{Application, Body, IngestConfig, body, job_page};
+use crate::config::Routed;
+use crate::telemetry::events::RequestAnswered;
+
+/// Time for a client to send a request's head, and how long an idle
+/// connection is kept: what common reverse proxies expect at least.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// Wait after accepting failed (usually: no file descriptors left).
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// When clients are told to come back after an overload, in seconds.
+const RETRY_AFTER_SECONDS: u32 = 2;
+/// Where a job's page is.
+pub const JOB_PAGES: &str = "/api/jobs/";
+
+/// The listener takes no more connections and has answered its requests.
+pub struct Stopped;
+
+/// Serves until `stop`, then until open requests are answered.
+pub async fn serve(
+    listener: TcpListener,
+    application: Arc<Application>,
+    config: IngestConfig,
+    stop: CancellationToken,
+) -> Stopped {
+    let permits = Arc::new(Semaphore::new(config.connections_max));
+    let connections = TaskTracker::new();
+    while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &permits)).await {
+        let (stream, permit) = accepted;
+        let connection = serve_connection(stream, application.clone(), config.clone(), stop.clone());
+        connections.spawn(async move {
+            connection.await;
+            drop(permit);
+        });
+    }
+    // Clients that connect from here on are refused at once.
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+    Stopped
+}
+
+/// A permit first, then a connection to use it.
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> (TcpStream, Option<tokio::sync::OwnedSemaphorePermit>) {
+    // The semaphore is never closed, so acquiring cannot fail.
+    let permit = permits.clone().acquire_owned().await.ok();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, permit),
+            Err(_) => tokio::time::sleep(ACCEPT_RETRY).await,
+        }
+    }
+}
+
+async fn serve_connection(
+    stream: TcpStream,
+    application: Arc<Application>,
+    config: IngestConfig,
+    stop: CancellationToken,
+) {
+    // A chunked answer whose end is written apart from its body would wait for
+    // the client's delayed acknowledgement, some 40 ms.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(|request| {
+        let application = application.clone();
+        let timeout = config.request_timeout;
+        async move { Ok::<_, Infallible>(answer(&application, request, timeout).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    // A connection that ends in an error has ended: its client is gone or sent
+    // what is not HTTP, and has been answered where an answer was possible.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+async fn answer(application: &Application, request: Request<Incoming>, timeout: Duration) -> Response<Body> {
+    let began = Instant::now();
+    let (component, response) = match route(application, request, timeout).await {
+        Ok((component, response)) => (component, response),
+        Err(problem) => ("host", problem.into_response()),
+    };
+    let status = response.status().as_u16();
+    RequestAnswered { component, status, took: began.elapsed() }.emit(&application.telemetry);
+    response
+}
+
+async fn route(
+    application: &Application,
+    request: Request<Incoming>,
+    timeout: Duration,
+) -> Result<(&str, Response<Body>), Problem> {
+    if let Some(id) = request.uri().path().strip_prefix(JOB_PAGES) {
+        return Ok(("host", job_page::answer(application, request.method(), id).await));
+    }
+    let Some(Routed { component, .. }) = application.router.route(request.uri().path()) else {
+        return Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            format!("nothing is served at `{}`", request.uri().path()),
+        ));
+    };
+    let slot = &application.components[component];
+    let is_head = request.method() == Method::HEAD;
+    let (parts, incoming) = request.into_parts();
+    let bytes = body::read(incoming, timeout).await?;
+    let request = Request::from_parts(with_authority(parts), bytes);
+    let response = slot.current().handle(request).await.map_err(refusal)?;
+    let response = if is_head { response.map(|_| super::problem::full("")) } else { response.map(guest_body) };
+    Ok((slot.id(), response))
+}
+
+fn guest_body(body: orchestrator_engine::http::ResponseBody) -> Body {
+    body.map_err(Into::into).boxed_unsync()
+}
+
+/// A request's target as its components see it: absolute, from the `Host` header.
+fn with_authority(mut parts: http::request::Parts) -> http::request::Parts {
+    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let uri = http::Uri::builder()
+        .scheme("http")
+        .authority(host.unwrap_or("localhost"))
+        .path_and_query(path)
+        .build();
+    if let Ok(uri) = uri {
+        parts.uri = uri;
+    }
+    parts
+}
+
+/// The one place where a component's failure becomes a status.
+fn refusal(error: HttpError) -> Problem {
+    match error {
+        HttpError::Overloaded => {
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).retry_after(RETRY_AFTER_SECONDS)
+        }
+        HttpError::NotStarted(_) => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()).retry_after(RETRY_AFTER_SECONDS)
+        }
+        HttpError::TimedOut(_) => Problem::new(StatusCode::GATEWAY_TIMEOUT, error.to_string()),
+        // What crashed is the operator's to know, not the client's: it is in the log.
+        HttpError::Trapped(_) => {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the component that serves this route crashed")
+        }
+    }
+}

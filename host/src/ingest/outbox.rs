@@ -1,0 +1,95 @@
+//! What a guest sends becomes a durable message, or an error that says why not.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use orchestrator_engine::{Outbox, OutboxError, OutboxMessage, OutboxReceipt};
+use orchestrator_queue::local::Queue;
+use orchestrator_queue::{Message, Receipt, SendError};
+
+type Answer = Result<OutboxReceipt, OutboxError>;
+
+/// The queues that guests may send to.
+struct Queues {
+    default: Option<Queue>,
+    by_name: HashMap<String, Queue>,
+}
+
+/// An outbox over these queues; a message that names none goes to `default`.
+pub fn outbox(queues: &[Queue], default: Option<&str>) -> Outbox {
+    let by_name: HashMap<String, Queue> =
+        queues.iter().map(|queue| (queue.name().to_owned(), queue.clone())).collect();
+    let default = match default {
+        Some(name) => by_name.get(name).cloned(),
+        None => queues.first().cloned(),
+    };
+    let queues = Arc::new(Queues { default, by_name });
+    Outbox::new(move |messages| {
+        let queues = queues.clone();
+        async move { send(&queues, messages).await }
+    })
+}
+
+/// Sends each message to its queue, those for one queue together, and puts the
+/// answers back in order.
+async fn send(queues: &Queues, messages: Vec<OutboxMessage>) -> Vec<Answer> {
+    let mut answers: Vec<Option<Answer>> = messages.iter().map(|_| None).collect();
+    let mut by_queue: HashMap<&str, (&Queue, Vec<(usize, Message)>)> = HashMap::new();
+    for (place, message) in messages.into_iter().enumerate() {
+        match queues.find(message.queue.as_deref()) {
+            Ok(queue) => {
+                let (_, batch) = by_queue.entry(queue.name()).or_insert_with(|| (queue, Vec::new()));
+                batch.push((place, queued(message)));
+            }
+            Err(refusal) => answers[place] = Some(Err(refusal)),
+        }
+    }
+    for (queue, batch) in by_queue.into_values() {
+        let (places, messages): (Vec<usize>, Vec<Message>) = batch.into_iter().unzip();
+        let ids: Vec<String> = messages.iter().map(|message| message.id.clone()).collect();
+        let sent = queue.send_many(messages).await;
+        for ((place, id), sent) in places.into_iter().zip(ids).zip(sent) {
+            answers[place] = Some(answer(id, sent));
+        }
+    }
+    let unanswered = || Err(OutboxError::Unavailable("the queue gave no answer".to_owned()));
+    answers.into_iter().map(|answer| answer.unwrap_or_else(unanswered)).collect()
+}
+
+impl Queues {
+    fn find(&self, name: Option<&str>) -> Result<&Queue, OutboxError> {
+        let found = match name {
+            Some(name) => self.by_name.get(name),
+            None => self.default.as_ref(),
+        };
+        found.ok_or_else(|| {
+            OutboxError::Invalid(match name {
+                Some(name) => format!("no queue `{name}`: the manifest has no `[[trigger.servicebus]]` for it"),
+                None => "no queue to send to: the manifest has no `[[trigger.servicebus]]`".to_owned(),
+            })
+        })
+    }
+}
+
+fn queued(message: OutboxMessage) -> Message {
+    Message {
+        id: message.id,
+        job_type: message.job_type,
+        payload: message.payload.into(),
+        content_type: message.content_type,
+        properties: message.properties,
+        traceparent: message.traceparent,
+        delay: Duration::from_millis(message.delay_ms),
+        time_to_live: None,
+    }
+}
+
+fn answer(id: String, sent: Result<Receipt, SendError>) -> Answer {
+    match sent {
+        Ok(receipt) => Ok(OutboxReceipt { id, duplicate: receipt.duplicate }),
+        Err(SendError::Invalid(why)) => Err(OutboxError::Invalid(why)),
+        Err(SendError::Full { .. }) => Err(OutboxError::Full),
+        Err(SendError::Unavailable(why)) => Err(OutboxError::Unavailable(why)),
+    }
+}

@@ -1,0 +1,42 @@
+//! Everything the program says about itself.
+//!
+//! Each thing that happens is a struct in [`events`]; emitting it writes its
+//! log line and moves its metrics together, so call sites carry no wording.
+//! This module holds plain values: it imports no other module of the host.
+//!
+//! Levels: `error` is loss, or a person must act; `warn` is surprising but
+//! nothing is lost; `info` is the host's own life and, up to a line rate,
+//! what becomes of jobs; `debug` is the rest.
+
+pub mod events;
+mod init;
+mod line_budget;
+mod metrics;
+
+use std::sync::Arc;
+
+pub use init::{LogFormat, LogGuard, start_logging};
+pub use line_budget::LineBudget;
+pub use metrics::{Metrics, QueueGauges};
+
+/// What events are emitted into. Clones share it.
+#[derive(Clone, Default)]
+pub struct Telemetry(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    metrics: Metrics,
+    job_lines: LineBudget,
+}
+
+impl Telemetry {
+    /// The metrics, to serve them and to set gauges.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// True if one more line about a job may be written now.
+    pub(crate) fn may_write_job_line(&self) -> bool {
+        self.0.job_lines.take()
+    }
+}
