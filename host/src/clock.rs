@@ -7,7 +7,9 @@ use orchestrator_queue::Millis;
 /// Milliseconds since 1970-01-01 UTC.
 pub fn now_ms() -> Millis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 /// A point in time as RFC 3339 with milliseconds, as every page shows it.

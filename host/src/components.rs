@@ -44,7 +44,11 @@ impl<T> Slot<T> {
             source: source.to_owned(),
             bytes,
         };
-        Self { id: id.to_owned(), component, version }
+        Self {
+            id: id.to_owned(),
+            component,
+            version,
+        }
     }
 
     /// The component's name in the manifest.

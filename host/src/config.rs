@@ -95,7 +95,11 @@ impl Config {
         variables: &[(String, String)],
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
-        let path = if path.is_dir() { path.join("spin.toml") } else { path.to_owned() };
+        let path = if path.is_dir() {
+            path.join("spin.toml")
+        } else {
+            path.to_owned()
+        };
         let text = std::fs::read_to_string(&path).map_err(|error| {
             ConfigError(format!(
                 "the manifest {} cannot be read: {error}; name another with `-f`",
@@ -106,6 +110,12 @@ impl Config {
             Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
             _ => PathBuf::from("."),
         };
-        manifest::check(&path.display().to_string(), &text, &dir, variables, environment)
+        manifest::check(
+            &path.display().to_string(),
+            &text,
+            &dir,
+            variables,
+            environment,
+        )
     }
 }

@@ -86,7 +86,15 @@ impl Dispatcher {
     ) -> Self {
         let (pause, _) = tokio::sync::watch::channel(None);
         let in_flight = AtomicU64::new(0);
-        Self(Arc::new(Inner { queue, worker, config, telemetry, stop, in_flight, pause }))
+        Self(Arc::new(Inner {
+            queue,
+            worker,
+            config,
+            telemetry,
+            stop,
+            in_flight,
+            pause,
+        }))
     }
 
     /// The queue it serves.
@@ -130,8 +138,18 @@ impl Dispatcher {
                 }
                 Err(error) => {
                     let queue = self.0.queue.name();
-                    ReceiveFailed { queue, error: &error.to_string(), retry_in }.emit();
-                    let _ = self.0.stop.receiving.run_until_cancelled(tokio::time::sleep(retry_in)).await;
+                    ReceiveFailed {
+                        queue,
+                        error: &error.to_string(),
+                        retry_in,
+                    }
+                    .emit();
+                    let _ = self
+                        .0
+                        .stop
+                        .receiving
+                        .run_until_cancelled(tokio::time::sleep(retry_in))
+                        .await;
                     retry_in = (retry_in * 2).min(RECEIVE_RETRY_MAX);
                 }
             }
@@ -174,7 +192,9 @@ impl Dispatcher {
 
     /// Holds off receiving for a moment: an instance could not be started.
     fn pause_receiving(&self) {
-        self.0.pause.send_replace(Some(tokio::time::Instant::now() + NOT_STARTED_PAUSE));
+        self.0
+            .pause
+            .send_replace(Some(tokio::time::Instant::now() + NOT_STARTED_PAUSE));
     }
 }
 

@@ -22,7 +22,7 @@ use crate::telemetry::Telemetry;
 use orchestrator_queue::local::Queue;
 
 pub use job_page::{Result as JobResult, result_of};
-pub use listener::{serve, Stopped};
+pub use listener::serve;
 pub use outbox::outbox;
 
 /// Body of every answer of this listener.

@@ -1,1 +1,25 @@
-//! x
+//! Data Orchestrator's host: a durable job pipeline whose logic is WebAssembly.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`config`] | `spin.toml` and the environment → checked sections |
+//! | [`host`] | builds every part, runs them, stops them in order |
+//! | [`ingest`] | the application listener: POST in, 202 out, job pages |
+//! | [`dispatch`] | pulls deliveries, runs them, settles each once |
+//! | [`ops`] | the operations listener: health, metrics, jobs, dead letters |
+//! | [`components`] | which version of each component runs now |
+//! | [`telemetry`] | every event a struct: log line and metrics together |
+//! | [`cli`] | the command line |
+//!
+//! Beside them, as crates of their own: `orchestrator_engine` (all that knows
+//! wasmtime) and `orchestrator_queue` (all that knows the disk).
+
+pub mod cli;
+pub mod clock;
+pub mod components;
+pub mod config;
+pub mod dispatch;
+pub mod host;
+pub mod ingest;
+pub mod ops;
+pub mod telemetry;

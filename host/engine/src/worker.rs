@@ -209,10 +209,12 @@ impl WorkerComponent {
                 Ok(outcome) => outcome,
                 Err(_) => Outcome::TimedOut,
             };
+        let memory_bytes_peak = store.data().memory.used_bytes();
         drop(store);
         Attempt {
             outcome,
             recording: log.take(),
+            memory_bytes_peak,
         }
     }
 

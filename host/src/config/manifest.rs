@@ -32,7 +32,10 @@ struct Manifest {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "described to people; the host needs only the trigger settings")]
+#[expect(
+    dead_code,
+    reason = "described to people; the host needs only the trigger settings"
+)]
 struct Application {
     name: String,
     version: Option<String>,
@@ -71,7 +74,10 @@ struct Variable {
     #[serde(default)]
     required: bool,
     #[serde(default)]
-    #[expect(dead_code, reason = "no value of a variable is ever printed, secret or not")]
+    #[expect(
+        dead_code,
+        reason = "no value of a variable is ever printed, secret or not"
+    )]
     secret: bool,
 }
 
@@ -167,7 +173,13 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn error(&self, at: usize, what: impl std::fmt::Display) -> ConfigError {
-        let line = self.text.get(..at).unwrap_or(self.text).matches('\n').count() + 1;
+        let line = self
+            .text
+            .get(..at)
+            .unwrap_or(self.text)
+            .matches('\n')
+            .count()
+            + 1;
         ConfigError(format!("{}:{line}: {what}", self.file))
     }
 
@@ -229,7 +241,10 @@ impl Source<'_> {
             return Ok(value);
         }
         let (min, max) = (allowed.start(), allowed.end());
-        Err(self.error(at, format!("`{key}` is {value:?}; it may be {min:?} to {max:?}")))
+        Err(self.error(
+            at,
+            format!("`{key}` is {value:?}; it may be {min:?} to {max:?}"),
+        ))
     }
 }
 
@@ -265,17 +280,36 @@ pub(super) fn check(
         known(&source, &manifest.component, &trigger.component)?;
         let at = trigger.queue.span().start;
         let queue = queue(&source, trigger)?;
-        if queues.iter().any(|other| other.queue.name == queue.queue.name) {
-            return Err(source.error(at, format!("queue `{}` has two triggers; give it one", queue.queue.name)));
+        if queues
+            .iter()
+            .any(|other| other.queue.name == queue.queue.name)
+        {
+            return Err(source.error(
+                at,
+                format!("queue `{}` has two triggers; give it one", queue.queue.name),
+            ));
         }
         queues.push(queue);
     }
-    let host = host(&source, manifest.application.trigger.servicebus.unwrap_or_default(), &queues)?;
+    let host = host(
+        &source,
+        manifest.application.trigger.servicebus.unwrap_or_default(),
+        &queues,
+    )?;
     let mut components = BTreeMap::new();
     for (name, component) in &manifest.component {
-        components.insert(name.clone(), self::component(&source, dir, component, &variables)?);
+        components.insert(
+            name.clone(),
+            self::component(&source, dir, component, &variables)?,
+        );
     }
-    Ok(Config { dir: dir.to_owned(), router, queues, components, host })
+    Ok(Config {
+        dir: dir.to_owned(),
+        router,
+        queues,
+        components,
+        host,
+    })
 }
 
 fn known(
@@ -286,7 +320,10 @@ fn known(
     if components.contains_key(name.get_ref()) {
         return Ok(());
     }
-    let what = format!("component `{0}` is not in the manifest: add `[component.{0}]`", name.get_ref());
+    let what = format!(
+        "component `{0}` is not in the manifest: add `[component.{0}]`",
+        name.get_ref()
+    );
     Err(source.error(name.span().start, what))
 }
 
@@ -301,9 +338,16 @@ fn resolve(
     let mut resolved = BTreeMap::new();
     let mut missing = Vec::new();
     for (name, variable) in declared {
-        let on_command_line = given.iter().rev().find(|(given, _)| given == name).map(|(_, value)| value.clone());
+        let on_command_line = given
+            .iter()
+            .rev()
+            .find(|(given, _)| given == name)
+            .map(|(_, value)| value.clone());
         let in_environment = || environment(&format!("SPIN_VARIABLE_{}", name.to_uppercase()));
-        match on_command_line.or_else(in_environment).or_else(|| variable.default.clone()) {
+        match on_command_line
+            .or_else(in_environment)
+            .or_else(|| variable.default.clone())
+        {
             Some(value) => {
                 resolved.insert(name.clone(), value);
             }
@@ -330,8 +374,12 @@ fn component(
     variables: &BTreeMap<String, String>,
 ) -> Result<ComponentConfig, ConfigError> {
     let allowed_hosts = match &component.allowed_outbound_hosts {
-        Some(hosts) => AllowedHosts::parse(hosts.get_ref())
-            .map_err(|error| source.error(hosts.span().start, format!("`allowed_outbound_hosts`: {error}")))?,
+        Some(hosts) => AllowedHosts::parse(hosts.get_ref()).map_err(|error| {
+            source.error(
+                hosts.span().start,
+                format!("`allowed_outbound_hosts`: {error}"),
+            )
+        })?,
         None => AllowedHosts::default(),
     };
     let mut filled = Vec::new();
@@ -347,7 +395,10 @@ fn component(
         environment: component.environment.clone().into_iter().collect(),
         build: component.build.as_ref().map(|build| Build {
             command: build.command.clone(),
-            dir: build.workdir.as_ref().map_or_else(|| dir.to_owned(), |workdir| dir.join(workdir)),
+            dir: build
+                .workdir
+                .as_ref()
+                .map_or_else(|| dir.to_owned(), |workdir| dir.join(workdir)),
         }),
     })
 }
@@ -357,7 +408,9 @@ fn fill(template: &str, variables: &BTreeMap<String, String>) -> Result<String, 
     let mut filled = String::new();
     let mut rest = template;
     while let Some((before, tail)) = rest.split_once("{{") {
-        let (name, after) = tail.split_once("}}").ok_or_else(|| format!("`{template}` has a `{{{{` without its `}}}}`"))?;
+        let (name, after) = tail
+            .split_once("}}")
+            .ok_or_else(|| format!("`{template}` has a `{{{{` without its `}}}}`"))?;
         let name = name.trim();
         let value = variables.get(name).ok_or_else(|| {
             format!("variable `{name}` has no value: declare it in `[variables]` with a default, or set it")
@@ -377,10 +430,13 @@ fn queue(source: &Source<'_>, trigger: &ServiceBusTrigger) -> Result<QueueTrigge
     let name = trigger.queue.get_ref();
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
     if name.is_empty() || name.len() > QUEUE_NAME_BYTES_MAX || !name.chars().all(allowed) {
-        let what = format!("queue name `{name}` must be 1 to {QUEUE_NAME_BYTES_MAX} letters, digits, `.`, `-`, `_` or `/`");
+        let what = format!(
+            "queue name `{name}` must be 1 to {QUEUE_NAME_BYTES_MAX} letters, digits, `.`, `-`, `_` or `/`"
+        );
         return Err(source.error(trigger.queue.span().start, what));
     }
-    let attempts_max = source.number("max_attempts", trigger.max_attempts.as_ref(), 10, 1..=1_000)?;
+    let attempts_max =
+        source.number("max_attempts", trigger.max_attempts.as_ref(), 10, 1..=1_000)?;
     // Longer than a pause of a busy machine, shorter than a person waits for a
     // job whose host died.
     let lock_duration = source.duration(
@@ -389,9 +445,16 @@ fn queue(source: &Source<'_>, trigger: &ServiceBusTrigger) -> Result<QueueTrigge
         30 * SECOND,
         SECOND..=300 * SECOND,
     )?;
-    let memory = source.bytes("memory_limit", trigger.memory_limit.as_ref(), 64 * MIB, MIB..=4096 * MIB)?;
+    let memory = source.bytes(
+        "memory_limit",
+        trigger.memory_limit.as_ref(),
+        64 * MIB,
+        MIB..=4096 * MIB,
+    )?;
     let time_to_live = match &trigger.time_to_live {
-        Some(value) => Some(source.duration("time_to_live", Some(value), DAY, SECOND..=365 * DAY)?),
+        Some(value) => {
+            Some(source.duration("time_to_live", Some(value), DAY, SECOND..=365 * DAY)?)
+        }
         None => None,
     };
     let window = trigger.duplicate_window.as_ref();
@@ -400,14 +463,29 @@ fn queue(source: &Source<'_>, trigger: &ServiceBusTrigger) -> Result<QueueTrigge
             name: name.clone(),
             lock_duration,
             max_delivery_count: attempts_max,
-            duplicate_window: source.duration("duplicate_window", window, 600 * SECOND, Duration::ZERO..=7 * DAY)?,
+            duplicate_window: source.duration(
+                "duplicate_window",
+                window,
+                600 * SECOND,
+                Duration::ZERO..=7 * DAY,
+            )?,
             time_to_live,
-            max_bytes: source.bytes("max_size", trigger.max_size.as_ref(), 1024 * MIB, MIB..=1024 * 1024 * MIB)?,
+            max_bytes: source.bytes(
+                "max_size",
+                trigger.max_size.as_ref(),
+                1024 * MIB,
+                MIB..=1024 * 1024 * MIB,
+            )?,
             retention: retention(source, trigger.finished_jobs.as_ref())?,
         },
         component: trigger.component.get_ref().clone(),
         dispatch: DispatchConfig {
-            concurrency: source.number("concurrency", trigger.concurrency.as_ref(), 64, 1..=4_096)?,
+            concurrency: source.number(
+                "concurrency",
+                trigger.concurrency.as_ref(),
+                64,
+                1..=4_096,
+            )?,
             attempts_max,
             limits: Limits {
                 memory_bytes_max: usize::try_from(memory).unwrap_or(usize::MAX),
@@ -431,7 +509,12 @@ fn retention(source: &Source<'_>, table: Option<&FinishedJobs>) -> Result<Retent
     Ok(Retention {
         age: source.duration("finished_jobs.age", age, DAY, SECOND..=365 * DAY)?,
         count: source.number("finished_jobs.count", count, 100_000, 0..=100_000_000)?,
-        bytes: source.bytes("finished_jobs.size", size, 256 * MIB, MIB..=1024 * 1024 * MIB)?,
+        bytes: source.bytes(
+            "finished_jobs.size",
+            size,
+            256 * MIB,
+            MIB..=1024 * 1024 * MIB,
+        )?,
     })
 }
 
@@ -455,16 +538,34 @@ fn chaos(source: &Source<'_>, table: Option<&ChaosTable>) -> Result<Chaos, Confi
     })
 }
 
-fn host(source: &Source<'_>, host: Host, queues: &[QueueTrigger]) -> Result<HostSettings, ConfigError> {
+fn host(
+    source: &Source<'_>,
+    host: Host,
+    queues: &[QueueTrigger],
+) -> Result<HostSettings, ConfigError> {
     if let Some(default) = &host.default_queue
-        && !queues.iter().any(|queue| queue.queue.name == *default.get_ref())
+        && !queues
+            .iter()
+            .any(|queue| queue.queue.name == *default.get_ref())
     {
-        let what = format!("`default_queue`: no `[[trigger.servicebus]]` has queue `{}`", default.get_ref());
+        let what = format!(
+            "`default_queue`: no `[[trigger.servicebus]]` has queue `{}`",
+            default.get_ref()
+        );
         return Err(source.error(default.span().start, what));
     }
-    let memory = source.bytes("http_memory_limit", host.http_memory_limit.as_ref(), 64 * MIB, MIB..=4096 * MIB)?;
-    let concurrency =
-        source.number("instance_concurrency_max", host.instance_concurrency_max.as_ref(), 16, 1..=1_000)?;
+    let memory = source.bytes(
+        "http_memory_limit",
+        host.http_memory_limit.as_ref(),
+        64 * MIB,
+        MIB..=4096 * MIB,
+    )?;
+    let concurrency = source.number(
+        "instance_concurrency_max",
+        host.instance_concurrency_max.as_ref(),
+        16,
+        1..=1_000,
+    )?;
     Ok(HostSettings {
         default_queue: host.default_queue.map(Spanned::into_inner),
         shutdown_timeout: source.duration(
@@ -473,7 +574,12 @@ fn host(source: &Source<'_>, host: Host, queues: &[QueueTrigger]) -> Result<Host
             30 * SECOND,
             Duration::ZERO..=DAY,
         )?,
-        free_disk_bytes_min: source.bytes("free_disk_min", host.free_disk_min.as_ref(), 64 * MIB, 0..=u64::MAX)?,
+        free_disk_bytes_min: source.bytes(
+            "free_disk_min",
+            host.free_disk_min.as_ref(),
+            64 * MIB,
+            0..=u64::MAX,
+        )?,
         http: HttpLimits {
             // Bounds what a leaking guest can gather before it starts afresh.
             instance_requests_max: source.number(
@@ -484,8 +590,18 @@ fn host(source: &Source<'_>, host: Host, queues: &[QueueTrigger]) -> Result<Host
             )?,
             instance_concurrency_max: concurrency,
             // Every request in flight can need an instance of its own.
-            requests_in_flight_max: source.number("instances_max", host.instances_max.as_ref(), 128, 1..=4_096)?,
-            instance_idle: source.duration("instance_idle", host.instance_idle.as_ref(), SECOND, Duration::ZERO..=DAY)?,
+            requests_in_flight_max: source.number(
+                "instances_max",
+                host.instances_max.as_ref(),
+                128,
+                1..=4_096,
+            )?,
+            instance_idle: source.duration(
+                "instance_idle",
+                host.instance_idle.as_ref(),
+                SECOND,
+                Duration::ZERO..=DAY,
+            )?,
             request_timeout: source.duration(
                 "request_timeout",
                 host.request_timeout.as_ref(),
@@ -511,7 +627,9 @@ mod tests {
     }
 
     fn queue_with(line: &str) -> Result<Config, ConfigError> {
-        read(&format!("{HEAD}[[trigger.servicebus]]\nqueue = \"q\"\ncomponent = \"w\"\n{line}\n{WORKER}"))
+        read(&format!(
+            "{HEAD}[[trigger.servicebus]]\nqueue = \"q\"\ncomponent = \"w\"\n{line}\n{WORKER}"
+        ))
     }
 
     #[test]
@@ -529,12 +647,27 @@ mod tests {
     fn what_is_wrong_is_told_with_its_line_and_key() {
         for (line, told) in [
             ("concurency = 4", "spin.toml:7: unknown field `concurency`"),
-            ("concurrency = 0", "spin.toml:7: `concurrency` is 0; it may be 1 to 4096"),
+            (
+                "concurrency = 0",
+                "spin.toml:7: `concurrency` is 0; it may be 1 to 4096",
+            ),
             ("concurrency = \"4\"", "spin.toml:7: invalid type"),
-            ("lock_duration = \"soon\"", "spin.toml:7: `lock_duration` is not a duration"),
-            ("memory_limit = \"lots\"", "spin.toml:7: `memory_limit` is not a size"),
-            ("chaos = { failure_rate = 2.0 }", "spin.toml:7: `chaos.failure_rate` is 2.0; it may be 0.0 to 1.0"),
-            ("retry = { factor = 0.5 }", "spin.toml:7: `retry.factor` is 0.5"),
+            (
+                "lock_duration = \"soon\"",
+                "spin.toml:7: `lock_duration` is not a duration",
+            ),
+            (
+                "memory_limit = \"lots\"",
+                "spin.toml:7: `memory_limit` is not a size",
+            ),
+            (
+                "chaos = { failure_rate = 2.0 }",
+                "spin.toml:7: `chaos.failure_rate` is 2.0; it may be 0.0 to 1.0",
+            ),
+            (
+                "retry = { factor = 0.5 }",
+                "spin.toml:7: `retry.factor` is 0.5",
+            ),
         ] {
             let error = queue_with(line).unwrap_err().to_string();
             assert!(error.starts_with(told), "{line}: {error}");
@@ -545,7 +678,10 @@ mod tests {
     fn a_trigger_for_a_component_that_is_not_there_is_refused() {
         let text = format!("{HEAD}[[trigger.http]]\nroute = \"/x\"\ncomponent = \"nobody\"\n");
         let error = read(&text).unwrap_err().to_string();
-        assert_eq!(error, "spin.toml:6: component `nobody` is not in the manifest: add `[component.nobody]`");
+        assert_eq!(
+            error,
+            "spin.toml:6: component `nobody` is not in the manifest: add `[component.nobody]`"
+        );
     }
 
     #[test]
@@ -554,13 +690,20 @@ mod tests {
             "{HEAD}[variables]\nfrom_env = {{ required = true }}\ngreeting = {{ default = \"hi\" }}\n{WORKER}variables = {{ both = \"{{{{ greeting }}}}-{{{{from_env}}}}\" }}\n"
         );
         let config = read(&text).unwrap();
-        assert_eq!(config.components["w"].variables, [("both".to_owned(), "hi-env".to_owned())]);
+        assert_eq!(
+            config.components["w"].variables,
+            [("both".to_owned(), "hi-env".to_owned())]
+        );
     }
 
     #[test]
     fn missing_required_variables_are_all_named() {
-        let text = format!("{HEAD}[variables]\na = {{ required = true }}\nb = {{ required = true }}\n");
+        let text =
+            format!("{HEAD}[variables]\na = {{ required = true }}\nb = {{ required = true }}\n");
         let error = read(&text).unwrap_err().to_string();
-        assert!(error.contains("a, b") && error.contains("--variable"), "{error}");
+        assert!(
+            error.contains("a, b") && error.contains("--variable"),
+            "{error}"
+        );
     }
 }

@@ -42,9 +42,15 @@ impl Router {
             ));
         }
         if base == RESERVED || base.starts_with("/api/jobs/") {
-            return Err(format!("route `{route}` is the host's own: it serves the pages of jobs there"));
+            return Err(format!(
+                "route `{route}` is the host's own: it serves the pages of jobs there"
+            ));
         }
-        if self.routes.iter().any(|other| other.base == base && other.below == below) {
+        if self
+            .routes
+            .iter()
+            .any(|other| other.base == base && other.below == below)
+        {
             return Err(format!("route `{route}` is given twice"));
         }
         let component = match self.components.iter().position(|known| known == component) {
@@ -54,9 +60,14 @@ impl Router {
                 self.components.len() - 1
             }
         };
-        self.routes.push(Route { base: base.to_owned(), below, component });
+        self.routes.push(Route {
+            base: base.to_owned(),
+            below,
+            component,
+        });
         // Longest first, an exact route before one for everything below it.
-        self.routes.sort_by_key(|route| (std::cmp::Reverse(route.base.len()), route.below));
+        self.routes
+            .sort_by_key(|route| (std::cmp::Reverse(route.base.len()), route.below));
         Ok(())
     }
 
@@ -67,12 +78,17 @@ impl Router {
 
     /// Where this path leads, if anywhere.
     pub fn route(&self, path: &str) -> Option<Routed> {
-        let found = self.routes.iter().find(|route| match path.strip_prefix(&route.base) {
-            Some("") => true,
-            Some(rest) => route.below && rest.starts_with('/'),
-            None => false,
-        })?;
-        Some(Routed { component: found.component })
+        let found = self
+            .routes
+            .iter()
+            .find(|route| match path.strip_prefix(&route.base) {
+                Some("") => true,
+                Some(rest) => route.below && rest.starts_with('/'),
+                None => false,
+            })?;
+        Some(Routed {
+            component: found.component,
+        })
     }
 }
 
@@ -83,10 +99,18 @@ mod tests {
     #[test]
     fn the_longest_route_wins() {
         let mut router = Router::default();
-        for (route, component) in [("/...", "all"), ("/api/...", "api"), ("/api/IngestJob", "ingest")] {
+        for (route, component) in [
+            ("/...", "all"),
+            ("/api/...", "api"),
+            ("/api/IngestJob", "ingest"),
+        ] {
             router.add(route, component).unwrap();
         }
-        let led_to = |path: &str| router.route(path).map(|to| router.components()[to.component].as_str());
+        let led_to = |path: &str| {
+            router
+                .route(path)
+                .map(|to| router.components()[to.component].as_str())
+        };
         assert_eq!(led_to("/api/IngestJob"), Some("ingest"));
         assert_eq!(led_to("/api/other"), Some("api"));
         assert_eq!(led_to("/api"), Some("api"));
@@ -105,7 +129,14 @@ mod tests {
     fn a_route_that_cannot_be_is_refused() {
         let mut router = Router::default();
         router.add("/a", "x").unwrap();
-        for route in ["a", "/a", "/b/:id", "/api/jobs", "/api/jobs/...", "/api/jobs/x"] {
+        for route in [
+            "a",
+            "/a",
+            "/b/:id",
+            "/api/jobs",
+            "/api/jobs/...",
+            "/api/jobs/x",
+        ] {
             router.add(route, "y").unwrap_err();
         }
     }

@@ -42,26 +42,58 @@ mod tests {
 
     #[test]
     fn the_same_seed_fails_the_same_attempts() {
-        let chaos = Chaos { failure_rate: 0.5, seed: 7 };
-        let run = || (0..200).map(|n| chaos.fails(&format!("job-{n}"), 1)).collect::<Vec<_>>();
+        let chaos = Chaos {
+            failure_rate: 0.5,
+            seed: 7,
+        };
+        let run = || {
+            (0..200)
+                .map(|n| chaos.fails(&format!("job-{n}"), 1))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(run(), run());
         let other = Chaos { seed: 8, ..chaos };
-        assert_ne!(run(), (0..200).map(|n| other.fails(&format!("job-{n}"), 1)).collect::<Vec<_>>());
+        assert_ne!(
+            run(),
+            (0..200)
+                .map(|n| other.fails(&format!("job-{n}"), 1))
+                .collect::<Vec<_>>()
+        );
     }
 
     #[test]
     fn the_rate_is_met_and_attempts_differ() {
-        let chaos = Chaos { failure_rate: 0.3, seed: 42 };
-        let failed = (0..10_000).filter(|n| chaos.fails(&format!("job-{n}"), 1)).count();
-        assert!((2_800..3_200).contains(&failed), "{failed} of 10,000 failed at a rate of 0.3");
+        let chaos = Chaos {
+            failure_rate: 0.3,
+            seed: 42,
+        };
+        let failed = (0..10_000)
+            .filter(|n| chaos.fails(&format!("job-{n}"), 1))
+            .count();
+        assert!(
+            (2_800..3_200).contains(&failed),
+            "{failed} of 10,000 failed at a rate of 0.3"
+        );
         assert!((1..100).any(|attempt| !chaos.fails("job-1", attempt)));
     }
 
     #[test]
     fn the_ends_of_the_rate_are_exact() {
         for n in 0..1_000 {
-            assert!(!Chaos { failure_rate: 0.0, seed: n }.fails("job", 1));
-            assert!(Chaos { failure_rate: 1.0, seed: n }.fails("job", 1));
+            assert!(
+                !Chaos {
+                    failure_rate: 0.0,
+                    seed: n
+                }
+                .fails("job", 1)
+            );
+            assert!(
+                Chaos {
+                    failure_rate: 1.0,
+                    seed: n
+                }
+                .fails("job", 1)
+            );
         }
     }
 }

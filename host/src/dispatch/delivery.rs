@@ -6,12 +6,14 @@ use std::time::Duration;
 use orchestrator_engine::WorkerComponent;
 use orchestrator_engine::guest_log::Recording;
 use orchestrator_engine::worker::{Attempt as Run, Job};
-use orchestrator_queue::{Attempt, Delivery, Lock, LogLine, Message, Millis, SettleError, Settlement};
+use orchestrator_queue::{
+    Attempt, Delivery, Lock, LogLine, Message, Millis, RenewError, SettleError, Settlement,
+};
 use tokio::time::Instant;
 
+use super::Dispatcher;
 use super::lock_keeper::{Step, after_failure, after_renewal};
 use super::policy::{Ended, Rules, Verdict, decide};
-use super::Dispatcher;
 use crate::clock::now_ms;
 use crate::telemetry::events::{
     AttemptEnded, Consequence, GuestMeasured, GuestMetricsDropped, GuestSaid, SettleFailed,
@@ -34,7 +36,12 @@ impl Dispatcher {
     /// row of the table, and what cannot be settled comes back by itself when
     /// its lock runs out.
     pub(super) async fn deliver(&self, delivery: Delivery) {
-        let Delivery { message, lock, delivery_count, enqueued_at } = delivery;
+        let Delivery {
+            message,
+            lock,
+            delivery_count,
+            enqueued_at,
+        } = delivery;
         let told = Told {
             job: message.id.clone(),
             attempt: delivery_count,
@@ -51,7 +58,10 @@ impl Dispatcher {
             let job = self.job(message, &told);
             self.attempt(&worker, job, &lock).await
         };
-        if matches!(ended, Ended::Attempted(orchestrator_engine::Outcome::NotStarted { .. })) {
+        if matches!(
+            ended,
+            Ended::Attempted(orchestrator_engine::Outcome::NotStarted { .. })
+        ) {
             self.pause_receiving();
         }
         let verdict = decide(
@@ -97,7 +107,12 @@ impl Dispatcher {
 
     /// The guest runs, its lock is kept, and the host may have to stop: the
     /// first of the three to end decides, and drops the other two.
-    async fn attempt(&self, worker: &Arc<WorkerComponent>, job: Job, lock: &Lock) -> (Ended, Recording) {
+    async fn attempt(
+        &self,
+        worker: &Arc<WorkerComponent>,
+        job: Job,
+        lock: &Lock,
+    ) -> (Ended, Recording) {
         tokio::select! {
             biased;
             Run { outcome, recording, .. } = worker.run(job, self.0.config.limits) => {
@@ -119,30 +134,53 @@ impl Dispatcher {
                     locked_until = until;
                     after_renewal(now_ms(), locked_until)
                 }
-                Err(SettleError::Unavailable(_)) => after_failure(now_ms(), locked_until),
-                Err(SettleError::LockLost) => Step::Lost,
+                Err(RenewError::Unavailable(_)) => after_failure(now_ms(), locked_until),
+                Err(RenewError::LockLost) => Step::Lost,
             };
         }
     }
 
-    async fn settle(&self, told: &Told, lock: Lock, verdict: &Verdict, attempt: Attempt) -> Consequence {
+    async fn settle(
+        &self,
+        told: &Told,
+        lock: Lock,
+        verdict: &Verdict,
+        attempt: Attempt,
+    ) -> Consequence {
         let Some(settlement) = &verdict.settlement else {
             return Consequence::LockLost;
         };
         // A delivery given back leaves no trace: it spent no attempt.
         let attempt = (*settlement != Settlement::Release).then_some(attempt);
-        let lock_duration = lock.duration;
-        let settling = self.0.queue.settle(lock, settlement.clone(), attempt);
-        match tokio::time::timeout(lock_duration, settling).await {
-            Ok(Ok(())) => consequence(settlement, told),
-            Ok(Err(SettleError::LockLost)) => Consequence::LockLost,
-            Ok(Err(SettleError::Unavailable(error))) => self.not_settled(told, &error),
-            Err(_) => self.not_settled(told, "no answer from the store while the lock lasted"),
+        let give_up_at = Instant::now() + lock.duration;
+        let mut lock = lock;
+        loop {
+            match self
+                .0
+                .queue
+                .settle(lock, settlement.clone(), attempt.clone())
+                .await
+            {
+                Ok(()) => return consequence(settlement, told),
+                Err(SettleError::LockLost) => return Consequence::LockLost,
+                Err(SettleError::Unavailable { reason, .. }) if Instant::now() >= give_up_at => {
+                    return self.not_settled(told, &reason);
+                }
+                Err(SettleError::Unavailable { lock: again, .. }) => {
+                    lock = again;
+                    tokio::time::sleep(SETTLE_RETRY).await;
+                }
+            }
         }
     }
 
     fn not_settled(&self, told: &Told, error: &str) -> Consequence {
-        SettleFailed { queue: self.0.queue.name(), job: &told.job, error }.emit();
+        SettleFailed {
+            queue: self.0.queue.name(),
+            job: &told.job,
+            error,
+        }
+        .emit();
         Consequence::LockLost
     }
 
@@ -150,10 +188,21 @@ impl Dispatcher {
         let component = self.0.worker.id();
         for line in &recording.lines {
             let (level, message) = (line.level.as_str(), line.message.as_str());
-            GuestSaid { component, job: Some(&told.job), level, message }.emit(&self.0.telemetry);
+            GuestSaid {
+                component,
+                job: Some(&told.job),
+                level,
+                message,
+            }
+            .emit(&self.0.telemetry);
         }
         for (name, value) in &recording.metrics {
-            GuestMeasured { component, name, value: *value }.emit(&self.0.telemetry);
+            GuestMeasured {
+                component,
+                name,
+                value: *value,
+            }
+            .emit(&self.0.telemetry);
         }
         if recording.metrics_dropped > 0 {
             GuestMetricsDropped(recording.metrics_dropped).emit(&self.0.telemetry);
@@ -185,7 +234,11 @@ fn record(told: &Told, verdict: &Verdict, digest: &str, recording: Recording) ->
         logs: recording
             .lines
             .into_iter()
-            .map(|line| LogLine { at: line.at_ms, level: line.level.as_str().to_owned(), message: line.message })
+            .map(|line| LogLine {
+                at: line.at_ms,
+                level: line.level.as_str().to_owned(),
+                message: line.message,
+            })
             .collect(),
         log_lines_dropped: recording.lines_dropped,
     }

@@ -39,7 +39,10 @@ mod tests {
 
     #[test]
     fn a_lock_is_renewed_at_half_its_length() {
-        assert_eq!(after_renewal(1_000, 31_000), Step::RenewAfter(Duration::from_secs(15)));
+        assert_eq!(
+            after_renewal(1_000, 31_000),
+            Step::RenewAfter(Duration::from_secs(15))
+        );
     }
 
     #[test]
@@ -50,7 +53,10 @@ mod tests {
 
     #[test]
     fn failed_renewals_come_closer_together_but_never_spin() {
-        assert_eq!(after_failure(16_000, 31_000), Step::RenewAfter(Duration::from_millis(7_500)));
+        assert_eq!(
+            after_failure(16_000, 31_000),
+            Step::RenewAfter(Duration::from_millis(7_500))
+        );
         assert_eq!(after_failure(30_990, 31_000), Step::RenewAfter(RETRY_MIN));
     }
 }

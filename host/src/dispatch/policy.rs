@@ -74,35 +74,65 @@ pub struct Rules<'a> {
 pub fn decide(ended: Ended, rules: Rules<'_>) -> Verdict {
     use Outcome as O;
     match ended {
-        Ended::Attempted(O::Done { result, content_type }) => Verdict {
-            settlement: Some(Settlement::Complete { output: Output { body: result, content_type } }),
+        Ended::Attempted(O::Done {
+            result,
+            content_type,
+        }) => Verdict {
+            settlement: Some(Settlement::Complete {
+                output: Output {
+                    body: result,
+                    content_type,
+                },
+            }),
             outcome: "completed",
             error: None,
             injected: false,
         },
         Ended::Attempted(O::Retry { reason, delay }) => failed("retry", reason, delay, rules),
-        Ended::Attempted(O::DeadLetter { reason, description }) => Verdict {
+        Ended::Attempted(O::DeadLetter {
+            reason,
+            description,
+        }) => Verdict {
             error: Some(format!("{reason}: {description}")),
-            settlement: Some(Settlement::DeadLetter { reason, description }),
+            settlement: Some(Settlement::DeadLetter {
+                reason,
+                description,
+            }),
             outcome: "dead-letter",
             injected: false,
         },
-        Ended::Attempted(O::BadAnswer { description }) => failed("bad-answer", description, None, rules),
+        Ended::Attempted(O::BadAnswer { description }) => {
+            failed("bad-answer", description, None, rules)
+        }
         Ended::Attempted(O::Trapped { kind, backtrace }) => {
-            let error = if backtrace.is_empty() { kind } else { format!("{kind}\n{backtrace}") };
+            let error = if backtrace.is_empty() {
+                kind
+            } else {
+                format!("{kind}\n{backtrace}")
+            };
             failed("trap", error, None, rules)
         }
-        Ended::Attempted(O::TimedOut) => {
-            failed("timeout", "the attempt was still running at its deadline (`timeout`)".to_owned(), None, rules)
-        }
-        Ended::Attempted(O::OutOfMemory) => {
-            failed("out-of-memory", "the attempt ran into its memory limit (`memory_limit`)".to_owned(), None, rules)
-        }
+        Ended::Attempted(O::TimedOut) => failed(
+            "timeout",
+            "the attempt was still running at its deadline (`timeout`)".to_owned(),
+            None,
+            rules,
+        ),
+        Ended::Attempted(O::OutOfMemory) => failed(
+            "out-of-memory",
+            "the attempt ran into its memory limit (`memory_limit`)".to_owned(),
+            None,
+            rules,
+        ),
         Ended::Attempted(O::NotStarted { description }) => given_back("not-started", description),
-        Ended::FailedByChaos => {
-            Verdict { injected: true, ..failed("chaos", SIMULATED_CRASH.to_owned(), None, rules) }
-        }
-        Ended::Stopping => given_back("stopping", "the host stopped before the attempt ended".to_owned()),
+        Ended::FailedByChaos => Verdict {
+            injected: true,
+            ..failed("chaos", SIMULATED_CRASH.to_owned(), None, rules)
+        },
+        Ended::Stopping => given_back(
+            "stopping",
+            "the host stopped before the attempt ended".to_owned(),
+        ),
         Ended::LockLost => Verdict {
             settlement: None,
             outcome: "lock-lost",
@@ -114,22 +144,42 @@ pub fn decide(ended: Ended, rules: Rules<'_>) -> Verdict {
 
 /// A spent attempt: another one after the guest's delay or the backoff, or the
 /// dead letters when none is left.
-fn failed(outcome: &'static str, error: String, delay: Option<Duration>, rules: Rules<'_>) -> Verdict {
+fn failed(
+    outcome: &'static str,
+    error: String,
+    delay: Option<Duration>,
+    rules: Rules<'_>,
+) -> Verdict {
     let settlement = if rules.attempt >= rules.attempts_max {
         let first_line = error.lines().next().unwrap_or_default();
         Settlement::DeadLetter {
             reason: REASON_MAX_DELIVERY_COUNT.to_owned(),
-            description: format!("attempt {} of {} failed ({outcome}): {first_line}", rules.attempt, rules.attempts_max),
+            description: format!(
+                "attempt {} of {} failed ({outcome}): {first_line}",
+                rules.attempt, rules.attempts_max
+            ),
         }
     } else {
         let delay = delay.unwrap_or_else(|| rules.retry.delay(rules.attempt, rules.random));
-        Settlement::Retry { delay: delay.min(DELAY_MAX) }
+        Settlement::Retry {
+            delay: delay.min(DELAY_MAX),
+        }
     };
-    Verdict { settlement: Some(settlement), outcome, error: Some(error), injected: false }
+    Verdict {
+        settlement: Some(settlement),
+        outcome,
+        error: Some(error),
+        injected: false,
+    }
 }
 
 fn given_back(outcome: &'static str, error: String) -> Verdict {
-    Verdict { settlement: Some(Settlement::Release), outcome, error: Some(error), injected: false }
+    Verdict {
+        settlement: Some(Settlement::Release),
+        outcome,
+        error: Some(error),
+        injected: false,
+    }
 }
 
 #[cfg(test)]
@@ -144,7 +194,15 @@ mod tests {
     };
 
     fn decide_at(ended: Ended, attempt: u32) -> Verdict {
-        decide(ended, Rules { attempt, attempts_max: 3, retry: &RETRY, random: 0.0 })
+        decide(
+            ended,
+            Rules {
+                attempt,
+                attempts_max: 3,
+                retry: &RETRY,
+                random: 0.0,
+            },
+        )
     }
 
     fn settlement(ended: Ended, attempt: u32) -> Option<Settlement> {
@@ -152,7 +210,9 @@ mod tests {
     }
 
     fn retried_after(seconds: f64) -> Option<Settlement> {
-        Some(Settlement::Retry { delay: Duration::from_secs_f64(seconds) })
+        Some(Settlement::Retry {
+            delay: Duration::from_secs_f64(seconds),
+        })
     }
 
     /// On the first attempt: retried by the backoff. On the last: dead-lettered
@@ -173,50 +233,87 @@ mod tests {
 
     #[test]
     fn done_completes_on_any_attempt() {
-        let done = Outcome::Done { result: b"1".to_vec(), content_type: "text/plain".to_owned() };
-        let output = Output { body: b"1".to_vec(), content_type: "text/plain".to_owned() };
+        let done = Outcome::Done {
+            result: b"1".to_vec(),
+            content_type: "text/plain".to_owned(),
+        };
+        let output = Output {
+            body: b"1".to_vec(),
+            content_type: "text/plain".to_owned(),
+        };
         for attempt in 1..=3 {
             let verdict = decide_at(Ended::Attempted(done.clone()), attempt);
-            assert_eq!(verdict.settlement, Some(Settlement::Complete { output: output.clone() }));
+            assert_eq!(
+                verdict.settlement,
+                Some(Settlement::Complete {
+                    output: output.clone()
+                })
+            );
             assert_eq!((verdict.outcome, verdict.error), ("completed", None));
         }
     }
 
     #[test]
     fn a_guest_that_asks_to_retry_is_retried_by_the_backoff() {
-        let retry = Outcome::Retry { reason: "busy".to_owned(), delay: None };
+        let retry = Outcome::Retry {
+            reason: "busy".to_owned(),
+            delay: None,
+        };
         assert_spends_attempts(&Ended::Attempted(retry), "retry", "busy");
     }
 
     #[test]
     fn a_guests_own_delay_is_honoured_until_attempts_run_out() {
-        let retry = Outcome::Retry { reason: "busy".to_owned(), delay: Some(Duration::from_secs(77)) };
-        assert_eq!(settlement(Ended::Attempted(retry.clone()), 1), retried_after(77.0));
-        assert!(matches!(settlement(Ended::Attempted(retry), 3), Some(Settlement::DeadLetter { .. })));
+        let retry = Outcome::Retry {
+            reason: "busy".to_owned(),
+            delay: Some(Duration::from_secs(77)),
+        };
+        assert_eq!(
+            settlement(Ended::Attempted(retry.clone()), 1),
+            retried_after(77.0)
+        );
+        assert!(matches!(
+            settlement(Ended::Attempted(retry), 3),
+            Some(Settlement::DeadLetter { .. })
+        ));
     }
 
     #[test]
     fn a_guest_that_gives_up_is_dead_lettered_at_once_with_its_words() {
-        let letter = Outcome::DeadLetter { reason: "Invalid".to_owned(), description: "no id".to_owned() };
+        let letter = Outcome::DeadLetter {
+            reason: "Invalid".to_owned(),
+            description: "no id".to_owned(),
+        };
         let verdict = decide_at(Ended::Attempted(letter), 1);
         assert_eq!(
             verdict.settlement,
-            Some(Settlement::DeadLetter { reason: "Invalid".to_owned(), description: "no id".to_owned() })
+            Some(Settlement::DeadLetter {
+                reason: "Invalid".to_owned(),
+                description: "no id".to_owned()
+            })
         );
         assert_eq!(verdict.outcome, "dead-letter");
     }
 
     #[test]
     fn a_bad_answer_spends_an_attempt() {
-        let answer = Outcome::BadAnswer { description: "too big".to_owned() };
+        let answer = Outcome::BadAnswer {
+            description: "too big".to_owned(),
+        };
         assert_spends_attempts(&Ended::Attempted(answer), "bad-answer", "too big");
     }
 
     #[test]
     fn a_trap_spends_an_attempt_and_keeps_its_backtrace() {
-        let trap = Outcome::Trapped { kind: "unreachable".to_owned(), backtrace: "at f".to_owned() };
+        let trap = Outcome::Trapped {
+            kind: "unreachable".to_owned(),
+            backtrace: "at f".to_owned(),
+        };
         assert_spends_attempts(&Ended::Attempted(trap.clone()), "trap", "unreachable");
-        assert_eq!(decide_at(Ended::Attempted(trap), 1).error.as_deref(), Some("unreachable\nat f"));
+        assert_eq!(
+            decide_at(Ended::Attempted(trap), 1).error.as_deref(),
+            Some("unreachable\nat f")
+        );
     }
 
     #[test]
@@ -228,28 +325,43 @@ mod tests {
     #[test]
     fn a_spent_memory_limit_spends_an_attempt() {
         let error = "the attempt ran into its memory limit (`memory_limit`)";
-        assert_spends_attempts(&Ended::Attempted(Outcome::OutOfMemory), "out-of-memory", error);
+        assert_spends_attempts(
+            &Ended::Attempted(Outcome::OutOfMemory),
+            "out-of-memory",
+            error,
+        );
     }
 
     #[test]
     fn chaos_spends_an_attempt_and_is_marked() {
         assert_spends_attempts(&Ended::FailedByChaos, "chaos", "Simulated Crash");
         let verdict = decide_at(Ended::FailedByChaos, 1);
-        assert_eq!((verdict.error.as_deref(), verdict.injected), (Some("Simulated Crash"), true));
+        assert_eq!(
+            (verdict.error.as_deref(), verdict.injected),
+            (Some("Simulated Crash"), true)
+        );
     }
 
     #[test]
     fn an_instance_that_could_not_start_spends_no_attempt_even_the_last() {
-        let not_started = Ended::Attempted(Outcome::NotStarted { description: "pool".to_owned() });
+        let not_started = Ended::Attempted(Outcome::NotStarted {
+            description: "pool".to_owned(),
+        });
         for attempt in 1..=3 {
-            assert_eq!(settlement(not_started.clone(), attempt), Some(Settlement::Release));
+            assert_eq!(
+                settlement(not_started.clone(), attempt),
+                Some(Settlement::Release)
+            );
         }
     }
 
     #[test]
     fn stopping_spends_no_attempt_even_the_last() {
         for attempt in 1..=3 {
-            assert_eq!(settlement(Ended::Stopping, attempt), Some(Settlement::Release));
+            assert_eq!(
+                settlement(Ended::Stopping, attempt),
+                Some(Settlement::Release)
+            );
         }
     }
 
@@ -262,7 +374,10 @@ mod tests {
 
     #[test]
     fn backoff_doubles_up_to_its_cap_and_jitter_stays_in_the_upper_half() {
-        let plain = RetryPolicy { jitter: false, ..RETRY };
+        let plain = RetryPolicy {
+            jitter: false,
+            ..RETRY
+        };
         let delays: Vec<u64> = (1..=10).map(|n| plain.delay(n, 0.9).as_secs()).collect();
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
         assert_eq!(plain.delay(u32::MAX, 0.0), plain.max);

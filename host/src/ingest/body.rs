@@ -50,7 +50,10 @@ async fn read_all(mut body: Incoming) -> Result<Bytes, Problem> {
 async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Problem> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
-            Problem::new(StatusCode::BAD_REQUEST, format!("the request's body cannot be read: {error}"))
+            Problem::new(
+                StatusCode::BAD_REQUEST,
+                format!("the request's body cannot be read: {error}"),
+            )
         })?;
         if let Ok(data) = frame.into_data()
             && !data.is_empty()

@@ -28,7 +28,11 @@ pub struct Result {
 /// How to show a job's result, if it has one.
 pub fn result_of(output: Option<Output>) -> Result {
     let Some(output) = output.filter(|output| !output.body.is_empty()) else {
-        return Result { result: None, result_base64: None, result_content_type: None };
+        return Result {
+            result: None,
+            result_base64: None,
+            result_content_type: None,
+        };
     };
     let json = match String::from_utf8(output.body) {
         Ok(text) if is_json(&output.content_type) => match RawValue::from_string(text) {
@@ -47,7 +51,8 @@ pub fn result_of(output: Option<Output>) -> Result {
 
 fn is_json(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case("application/json") || essence.to_ascii_lowercase().ends_with("+json")
+    essence.eq_ignore_ascii_case("application/json")
+        || essence.to_ascii_lowercase().ends_with("+json")
 }
 
 #[derive(Serialize)]
@@ -107,17 +112,27 @@ async fn page(
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()).retry_after(1)
         })?;
         if let Some(job) = found {
-            return Ok(show(queue.name(), queue.config().max_delivery_count, job, method));
+            return Ok(show(
+                queue.name(),
+                queue.config().max_delivery_count,
+                job,
+                method,
+            ));
         }
     }
-    let detail = format!("no job `{id}` is known here: it was never accepted, or finished too long ago");
+    let detail =
+        format!("no job `{id}` is known here: it was never accepted, or finished too long ago");
     Err(Problem::new(StatusCode::NOT_FOUND, detail))
 }
 
 fn show(queue: &str, max_attempts: u32, job: Job, method: &Method) -> Response<Body> {
     let last_error = job.attempts.iter().rev().find_map(|attempt| {
         let message = attempt.error.clone()?;
-        Some(LastError { attempt: attempt.number, outcome: attempt.outcome.clone(), message })
+        Some(LastError {
+            attempt: attempt.number,
+            outcome: attempt.outcome.clone(),
+            message,
+        })
     });
     let page = Page {
         job_id: job.id,
@@ -131,15 +146,26 @@ fn show(queue: &str, max_attempts: u32, job: Job, method: &Method) -> Response<B
         finished_at: job.finished_at.map(rfc3339),
         result: result_of(job.output),
         last_error: last_error.filter(|_| job.state != JobState::Completed),
-        dead_letter: job
-            .dead_letter
-            .map(|letter| Reason { reason: letter.reason, description: letter.description }),
+        dead_letter: job.dead_letter.map(|letter| Reason {
+            reason: letter.reason,
+            description: letter.description,
+        }),
     };
     let json = serde_json::to_vec(&page).unwrap_or_default();
-    let mut response = Response::new(full(if method == Method::HEAD { Vec::new() } else { json }));
+    let mut response = Response::new(full(if method == Method::HEAD {
+        Vec::new()
+    } else {
+        json
+    }));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        header::HeaderValue::from_static("no-store"),
+    );
     response
 }
 
@@ -171,7 +197,10 @@ mod tests {
     use super::*;
 
     fn shown(body: &[u8], content_type: &str) -> String {
-        let output = Output { body: body.to_vec(), content_type: content_type.to_owned() };
+        let output = Output {
+            body: body.to_vec(),
+            content_type: content_type.to_owned(),
+        };
         serde_json::to_string(&result_of(Some(output))).expect("JSON")
     }
 
@@ -181,8 +210,14 @@ mod tests {
             shown(br#"{"a":1.0}"#, "application/json; charset=utf-8"),
             r#"{"result":{"a":1.0},"resultContentType":"application/json; charset=utf-8"}"#
         );
-        assert_eq!(shown(b"hi", "text/plain"), r#"{"result":"hi","resultContentType":"text/plain"}"#);
-        assert_eq!(shown(b"\xff\x00", "image/png"), r#"{"resultBase64":"/wA=","resultContentType":"image/png"}"#);
+        assert_eq!(
+            shown(b"hi", "text/plain"),
+            r#"{"result":"hi","resultContentType":"text/plain"}"#
+        );
+        assert_eq!(
+            shown(b"\xff\x00", "image/png"),
+            r#"{"resultBase64":"/wA=","resultContentType":"image/png"}"#
+        );
         assert_eq!(serde_json::to_string(&result_of(None)).expect("JSON"), "{}");
     }
 

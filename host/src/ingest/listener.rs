@@ -32,21 +32,19 @@ const RETRY_AFTER_SECONDS: u32 = 2;
 /// Where a job's page is.
 pub const JOB_PAGES: &str = "/api/jobs/";
 
-/// The listener takes no more connections and has answered its requests.
-pub struct Stopped;
-
 /// Serves until `stop`, then until open requests are answered.
 pub async fn serve(
     listener: TcpListener,
     application: Arc<Application>,
     config: IngestConfig,
     stop: CancellationToken,
-) -> Stopped {
+) {
     let permits = Arc::new(Semaphore::new(config.connections_max));
     let connections = TaskTracker::new();
     while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &permits)).await {
         let (stream, permit) = accepted;
-        let connection = serve_connection(stream, application.clone(), config.clone(), stop.clone());
+        let connection =
+            serve_connection(stream, application.clone(), config.clone(), stop.clone());
         connections.spawn(async move {
             connection.await;
             drop(permit);
@@ -56,7 +54,6 @@ pub async fn serve(
     drop(listener);
     connections.close();
     connections.wait().await;
-    Stopped
 }
 
 /// A permit first, then a connection to use it.
@@ -104,14 +101,23 @@ async fn serve_connection(
     }
 }
 
-async fn answer(application: &Application, request: Request<Incoming>, timeout: Duration) -> Response<Body> {
+async fn answer(
+    application: &Application,
+    request: Request<Incoming>,
+    timeout: Duration,
+) -> Response<Body> {
     let began = Instant::now();
     let (component, response) = match route(application, request, timeout).await {
         Ok((component, response)) => (component, response),
         Err(problem) => ("host", problem.into_response()),
     };
     let status = response.status().as_u16();
-    RequestAnswered { component, status, took: began.elapsed() }.emit(&application.telemetry);
+    RequestAnswered {
+        component,
+        status,
+        took: began.elapsed(),
+    }
+    .emit(&application.telemetry);
     response
 }
 
@@ -121,9 +127,12 @@ async fn route(
     timeout: Duration,
 ) -> Result<(&str, Response<Body>), Problem> {
     if let Some(id) = request.uri().path().strip_prefix(JOB_PAGES) {
-        return Ok(("host", job_page::answer(application, request.method(), id).await));
+        return Ok((
+            "host",
+            job_page::answer(application, request.method(), id).await,
+        ));
     }
-    let Some(Routed { component, .. }) = application.router.route(request.uri().path()) else {
+    let Some(Routed { component }) = application.router.route(request.uri().path()) else {
         return Err(Problem::new(
             StatusCode::NOT_FOUND,
             format!("nothing is served at `{}`", request.uri().path()),
@@ -135,7 +144,11 @@ async fn route(
     let bytes = body::read(incoming, timeout).await?;
     let request = Request::from_parts(with_authority(parts), bytes);
     let response = slot.current().handle(request).await.map_err(refusal)?;
-    let response = if is_head { response.map(|_| super::problem::full("")) } else { response.map(guest_body) };
+    let response = if is_head {
+        response.map(|_| super::problem::full(""))
+    } else {
+        response.map(guest_body)
+    };
     Ok((slot.id(), response))
 }
 
@@ -145,7 +158,10 @@ fn guest_body(body: orchestrator_engine::http::ResponseBody) -> Body {
 
 /// A request's target as its components see it: absolute, from the `Host` header.
 fn with_authority(mut parts: http::request::Parts) -> http::request::Parts {
-    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = parts
+        .headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let uri = http::Uri::builder()
         .scheme("http")
@@ -161,16 +177,17 @@ fn with_authority(mut parts: http::request::Parts) -> http::request::Parts {
 /// The one place where a component's failure becomes a status.
 fn refusal(error: HttpError) -> Problem {
     match error {
-        HttpError::Overloaded => {
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()).retry_after(RETRY_AFTER_SECONDS)
-        }
+        HttpError::Overloaded => Problem::new(StatusCode::TOO_MANY_REQUESTS, error.to_string())
+            .retry_after(RETRY_AFTER_SECONDS),
         HttpError::NotStarted(_) => {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()).retry_after(RETRY_AFTER_SECONDS)
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+                .retry_after(RETRY_AFTER_SECONDS)
         }
         HttpError::TimedOut(_) => Problem::new(StatusCode::GATEWAY_TIMEOUT, error.to_string()),
         // What crashed is the operator's to know, not the client's: it is in the log.
-        HttpError::Trapped(_) => {
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the component that serves this route crashed")
-        }
+        HttpError::Trapped(_) => Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the component that serves this route crashed",
+        ),
     }
 }

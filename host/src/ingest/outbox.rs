@@ -18,8 +18,10 @@ struct Queues {
 
 /// An outbox over these queues; a message that names none goes to `default`.
 pub fn outbox(queues: &[Queue], default: Option<&str>) -> Outbox {
-    let by_name: HashMap<String, Queue> =
-        queues.iter().map(|queue| (queue.name().to_owned(), queue.clone())).collect();
+    let by_name: HashMap<String, Queue> = queues
+        .iter()
+        .map(|queue| (queue.name().to_owned(), queue.clone()))
+        .collect();
     let default = match default {
         Some(name) => by_name.get(name).cloned(),
         None => queues.first().cloned(),
@@ -39,7 +41,9 @@ async fn send(queues: &Queues, messages: Vec<OutboxMessage>) -> Vec<Answer> {
     for (place, message) in messages.into_iter().enumerate() {
         match queues.find(message.queue.as_deref()) {
             Ok(queue) => {
-                let (_, batch) = by_queue.entry(queue.name()).or_insert_with(|| (queue, Vec::new()));
+                let (_, batch) = by_queue
+                    .entry(queue.name())
+                    .or_insert_with(|| (queue, Vec::new()));
                 batch.push((place, queued(message)));
             }
             Err(refusal) => answers[place] = Some(Err(refusal)),
@@ -53,8 +57,15 @@ async fn send(queues: &Queues, messages: Vec<OutboxMessage>) -> Vec<Answer> {
             answers[place] = Some(answer(id, sent));
         }
     }
-    let unanswered = || Err(OutboxError::Unavailable("the queue gave no answer".to_owned()));
-    answers.into_iter().map(|answer| answer.unwrap_or_else(unanswered)).collect()
+    let unanswered = || {
+        Err(OutboxError::Unavailable(
+            "the queue gave no answer".to_owned(),
+        ))
+    };
+    answers
+        .into_iter()
+        .map(|answer| answer.unwrap_or_else(unanswered))
+        .collect()
 }
 
 impl Queues {
@@ -65,8 +76,12 @@ impl Queues {
         };
         found.ok_or_else(|| {
             OutboxError::Invalid(match name {
-                Some(name) => format!("no queue `{name}`: the manifest has no `[[trigger.servicebus]]` for it"),
-                None => "no queue to send to: the manifest has no `[[trigger.servicebus]]`".to_owned(),
+                Some(name) => format!(
+                    "no queue `{name}`: the manifest has no `[[trigger.servicebus]]` for it"
+                ),
+                None => {
+                    "no queue to send to: the manifest has no `[[trigger.servicebus]]`".to_owned()
+                }
             })
         })
     }
@@ -87,7 +102,10 @@ fn queued(message: OutboxMessage) -> Message {
 
 fn answer(id: String, sent: Result<Receipt, SendError>) -> Answer {
     match sent {
-        Ok(receipt) => Ok(OutboxReceipt { id, duplicate: receipt.duplicate }),
+        Ok(receipt) => Ok(OutboxReceipt {
+            id,
+            duplicate: receipt.duplicate,
+        }),
         Err(SendError::Invalid(why)) => Err(OutboxError::Invalid(why)),
         Err(SendError::Full { .. }) => Err(OutboxError::Full),
         Err(SendError::Unavailable(why)) => Err(OutboxError::Unavailable(why)),

@@ -66,7 +66,10 @@ impl StoreHealthChanged<'_> {
     pub fn emit(self) {
         match self.trouble {
             Some(trouble) => {
-                tracing::error!(trouble, "the store cannot write; jobs are refused with 503 until it can");
+                tracing::error!(
+                    trouble,
+                    "the store cannot write; jobs are refused with 503 until it can"
+                );
             }
             None => tracing::info!("the store can write again"),
         }
@@ -144,20 +147,51 @@ impl AttemptEnded<'_> {
         if !telemetry.may_write_job_line() {
             return;
         }
-        let Self { queue, job, attempt, outcome, took, injected, .. } = self;
+        let Self {
+            queue,
+            job,
+            attempt,
+            outcome,
+            took,
+            injected,
+            ..
+        } = self;
         let error = self.error.unwrap_or_default();
         match self.consequence {
             Consequence::Completed { .. } => {
                 tracing::info!(queue, job, attempt, ?took, "job completed");
             }
             Consequence::Retry { delay } => {
-                tracing::warn!(queue, job, attempt, outcome, error, injected, ?delay, "attempt failed; retrying");
+                tracing::warn!(
+                    queue,
+                    job,
+                    attempt,
+                    outcome,
+                    error,
+                    injected,
+                    ?delay,
+                    "attempt failed; retrying"
+                );
             }
             Consequence::DeadLettered => {
-                tracing::error!(queue, job, attempt, outcome, error, injected, "job dead-lettered");
+                tracing::error!(
+                    queue,
+                    job,
+                    attempt,
+                    outcome,
+                    error,
+                    injected,
+                    "job dead-lettered"
+                );
             }
             Consequence::GivenBack => {
-                tracing::info!(queue, job, outcome, error, "job given back; no attempt spent");
+                tracing::info!(
+                    queue,
+                    job,
+                    outcome,
+                    error,
+                    "job given back; no attempt spent"
+                );
             }
             Consequence::LockLost => {
                 tracing::warn!(queue, job, attempt, "lock lost; attempt cancelled");
@@ -172,7 +206,9 @@ impl AttemptEnded<'_> {
             metrics.fault_injected(self.queue);
         }
         match self.consequence {
-            Consequence::Completed { since_enqueued } => metrics.succeeded(self.queue, since_enqueued),
+            Consequence::Completed { since_enqueued } => {
+                metrics.succeeded(self.queue, since_enqueued)
+            }
             Consequence::Retry { .. } => metrics.retried(self.queue),
             Consequence::DeadLettered => metrics.dead_lettered(self.queue),
             Consequence::GivenBack => metrics.given_back(self.queue),
@@ -194,7 +230,12 @@ pub struct SettleFailed<'a> {
 impl SettleFailed<'_> {
     /// Writes it down.
     pub fn emit(self) {
-        tracing::warn!(queue = self.queue, job = self.job, error = self.error, "outcome not settled; the job will run again");
+        tracing::warn!(
+            queue = self.queue,
+            job = self.job,
+            error = self.error,
+            "outcome not settled; the job will run again"
+        );
     }
 }
 
@@ -232,7 +273,13 @@ impl GuestSaid<'_> {
     pub fn emit(self, telemetry: &Telemetry) {
         if telemetry.may_write_job_line() {
             let job = self.job.unwrap_or_default();
-            tracing::info!(component = self.component, job, level = self.level, "{}", self.message);
+            tracing::info!(
+                component = self.component,
+                job,
+                level = self.level,
+                "{}",
+                self.message
+            );
         }
     }
 }
@@ -250,7 +297,9 @@ pub struct GuestMeasured<'a> {
 impl GuestMeasured<'_> {
     /// Counts it.
     pub fn emit(self, telemetry: &Telemetry) {
-        telemetry.metrics().guest_metric(self.component, self.name, self.value);
+        telemetry
+            .metrics()
+            .guest_metric(self.component, self.name, self.value);
     }
 }
 
@@ -278,7 +327,11 @@ pub struct InstanceCrashed<'a> {
 impl InstanceCrashed<'_> {
     /// Writes it down.
     pub fn emit(self) {
-        tracing::warn!(component = self.component, error = self.error, "an instance crashed; others serve on");
+        tracing::warn!(
+            component = self.component,
+            error = self.error,
+            "an instance crashed; others serve on"
+        );
     }
 }
 
@@ -295,6 +348,8 @@ pub struct RequestAnswered<'a> {
 impl RequestAnswered<'_> {
     /// Counts it.
     pub fn emit(self, telemetry: &Telemetry) {
-        telemetry.metrics().request(self.component, self.status, self.took);
+        telemetry
+            .metrics()
+            .request(self.component, self.status, self.took);
     }
 }

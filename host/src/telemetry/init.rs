@@ -32,19 +32,33 @@ pub fn start_logging(format: LogFormat, quiet: bool) -> LogGuard {
         .buffered_lines_limit(LINES_WAITING_MAX)
         .lossy(true)
         .finish(std::io::stderr());
-    let default = if quiet { LevelFilter::WARN } else { LevelFilter::INFO };
+    let default = if quiet {
+        LevelFilter::WARN
+    } else {
+        LevelFilter::INFO
+    };
     let filter = EnvFilter::builder()
         .with_env_var(FILTER_VARIABLE)
         .with_default_directive(default.into())
         .from_env_lossy();
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_target(false);
     // A subscriber can already be set in a test process; its lines do as well.
     let _ = match format {
         LogFormat::Text => {
             use std::io::IsTerminal;
-            lines.with_ansi(std::io::stderr().is_terminal()).compact().try_init()
+            lines
+                .with_ansi(std::io::stderr().is_terminal())
+                .compact()
+                .try_init()
         }
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .try_init(),
     };
     LogGuard { _worker: worker }
 }

@@ -22,7 +22,8 @@ const GUEST_METRIC_NAMES_MAX: usize = 200;
 /// Bucket bounds of durations, in seconds: from a job that does nothing to
 /// one that runs for minutes, each bound about 2.5 times the one before.
 const DURATION_BUCKETS: [f64; 16] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0,
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0,
+    300.0,
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -140,25 +141,101 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
-        r.register("build", "Version of this host", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        r.register("job_success", "JobSuccess: jobs completed", self.job_success.clone());
-        r.register("attempts", "Attempts ended, by outcome", self.attempts.clone());
-        r.register("attempt_duration_seconds", "Time one attempt took", self.attempt_seconds.clone());
-        r.register("job_duration_seconds", "Time from acceptance to completion", self.job_seconds.clone());
-        r.register("retries", "Attempts that led to another one", self.retries.clone());
-        r.register("dead_letters", "Jobs moved to the dead letters", self.dead_letters.clone());
-        r.register("locks_lost", "Attempts cancelled because their lock was lost", self.locks_lost.clone());
-        r.register("given_back", "Deliveries given back without spending an attempt", self.given_back.clone());
-        r.register("faults_injected", "Faults injected by chaos", self.faults_injected.clone());
-        r.register("http_requests", "Requests answered, by component and status", self.requests.clone());
-        r.register("http_request_duration_seconds", "Time to answer a request", self.request_seconds.clone());
-        r.register("queue_messages", "Messages in a queue, by state", self.messages.clone());
-        r.register("queue_in_flight", "Deliveries this host is working on", self.in_flight.clone());
-        r.register("queue_bytes", "Bytes a queue holds, dead letters included", self.bytes.clone());
-        r.register("queue_oldest_age_seconds", "Age of the oldest job that is due", self.oldest_age_seconds.clone());
-        r.register("guest_metric_sum", "Sum of the values a component gave to log-metric", self.guest_sum.clone());
-        r.register("guest_metric_values", "Number of values a component gave to log-metric", self.guest_count.clone());
-        r.register("guest_metric_dropped", "Values dropped: over a bound, not finite, or badly named", self.guest_dropped.clone());
+        r.register(
+            "build",
+            "Version of this host",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        r.register(
+            "job_success",
+            "JobSuccess: jobs completed",
+            self.job_success.clone(),
+        );
+        r.register(
+            "attempts",
+            "Attempts ended, by outcome",
+            self.attempts.clone(),
+        );
+        r.register(
+            "attempt_duration_seconds",
+            "Time one attempt took",
+            self.attempt_seconds.clone(),
+        );
+        r.register(
+            "job_duration_seconds",
+            "Time from acceptance to completion",
+            self.job_seconds.clone(),
+        );
+        r.register(
+            "retries",
+            "Attempts that led to another one",
+            self.retries.clone(),
+        );
+        r.register(
+            "dead_letters",
+            "Jobs moved to the dead letters",
+            self.dead_letters.clone(),
+        );
+        r.register(
+            "locks_lost",
+            "Attempts cancelled because their lock was lost",
+            self.locks_lost.clone(),
+        );
+        r.register(
+            "given_back",
+            "Deliveries given back without spending an attempt",
+            self.given_back.clone(),
+        );
+        r.register(
+            "faults_injected",
+            "Faults injected by chaos",
+            self.faults_injected.clone(),
+        );
+        r.register(
+            "http_requests",
+            "Requests answered, by component and status",
+            self.requests.clone(),
+        );
+        r.register(
+            "http_request_duration_seconds",
+            "Time to answer a request",
+            self.request_seconds.clone(),
+        );
+        r.register(
+            "queue_messages",
+            "Messages in a queue, by state",
+            self.messages.clone(),
+        );
+        r.register(
+            "queue_in_flight",
+            "Deliveries this host is working on",
+            self.in_flight.clone(),
+        );
+        r.register(
+            "queue_bytes",
+            "Bytes a queue holds, dead letters included",
+            self.bytes.clone(),
+        );
+        r.register(
+            "queue_oldest_age_seconds",
+            "Age of the oldest job that is due",
+            self.oldest_age_seconds.clone(),
+        );
+        r.register(
+            "guest_metric_sum",
+            "Sum of the values a component gave to log-metric",
+            self.guest_sum.clone(),
+        );
+        r.register(
+            "guest_metric_values",
+            "Number of values a component gave to log-metric",
+            self.guest_count.clone(),
+        );
+        r.register(
+            "guest_metric_dropped",
+            "Values dropped: over a bound, not finite, or badly named",
+            self.guest_dropped.clone(),
+        );
     }
 
     /// The text that `/metrics` answers.
@@ -176,24 +253,42 @@ impl Metrics {
             ("scheduled", gauges.scheduled),
             ("dead", gauges.dead),
         ] {
-            let labels = StateLabels { queue: queue.to_owned(), state };
-            self.messages.get_or_create(&labels).set(count.cast_signed());
+            let labels = StateLabels {
+                queue: queue.to_owned(),
+                state,
+            };
+            self.messages
+                .get_or_create(&labels)
+                .set(count.cast_signed());
         }
         let label = label(queue);
-        self.in_flight.get_or_create(&label).set(gauges.in_flight.cast_signed());
-        self.bytes.get_or_create(&label).set(gauges.bytes.cast_signed());
-        self.oldest_age_seconds.get_or_create(&label).set(gauges.oldest_age.as_secs_f64());
+        self.in_flight
+            .get_or_create(&label)
+            .set(gauges.in_flight.cast_signed());
+        self.bytes
+            .get_or_create(&label)
+            .set(gauges.bytes.cast_signed());
+        self.oldest_age_seconds
+            .get_or_create(&label)
+            .set(gauges.oldest_age.as_secs_f64());
     }
 
     pub(super) fn attempt(&self, queue: &str, outcome: &'static str, took: Duration) {
-        let labels = AttemptLabels { queue: queue.to_owned(), outcome };
+        let labels = AttemptLabels {
+            queue: queue.to_owned(),
+            outcome,
+        };
         self.attempts.get_or_create(&labels).inc();
-        self.attempt_seconds.get_or_create(&label(queue)).observe(took.as_secs_f64());
+        self.attempt_seconds
+            .get_or_create(&label(queue))
+            .observe(took.as_secs_f64());
     }
 
     pub(super) fn succeeded(&self, queue: &str, since_enqueued: Duration) {
         self.job_success.get_or_create(&label(queue)).inc();
-        self.job_seconds.get_or_create(&label(queue)).observe(since_enqueued.as_secs_f64());
+        self.job_seconds
+            .get_or_create(&label(queue))
+            .observe(since_enqueued.as_secs_f64());
     }
 
     pub(super) fn retried(&self, queue: &str) {
@@ -217,22 +312,35 @@ impl Metrics {
     }
 
     pub(super) fn request(&self, component: &str, status: u16, took: Duration) {
-        let labels = RequestLabels { component: component.to_owned(), status };
+        let labels = RequestLabels {
+            component: component.to_owned(),
+            status,
+        };
         self.requests.get_or_create(&labels).inc();
-        let label = ComponentLabel { component: component.to_owned() };
-        self.request_seconds.get_or_create(&label).observe(took.as_secs_f64());
+        let label = ComponentLabel {
+            component: component.to_owned(),
+        };
+        self.request_seconds
+            .get_or_create(&label)
+            .observe(took.as_secs_f64());
     }
 
     pub(super) fn guest_metric(&self, component: &str, name: &str, value: f64) {
         let key = (component.to_owned(), name.to_owned());
-        let mut names = self.guest_names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut names = self
+            .guest_names
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if !names.contains(&key) && names.len() >= GUEST_METRIC_NAMES_MAX {
             drop(names);
             return self.guest_metrics_dropped(1);
         }
         names.insert(key);
         drop(names);
-        let labels = GuestMetricLabels { component: component.to_owned(), name: name.to_owned() };
+        let labels = GuestMetricLabels {
+            component: component.to_owned(),
+            name: name.to_owned(),
+        };
         self.guest_sum.get_or_create(&labels).inc_by(value);
         self.guest_count.get_or_create(&labels).inc();
     }
@@ -265,7 +373,9 @@ pub struct Totals {
 }
 
 fn label(queue: &str) -> QueueLabel {
-    QueueLabel { queue: queue.to_owned() }
+    QueueLabel {
+        queue: queue.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -277,7 +387,13 @@ mod tests {
         let metrics = Metrics::default();
         metrics.succeeded("jobs", Duration::from_millis(3));
         metrics.attempt("jobs", "completed", Duration::from_millis(2));
-        metrics.set_queue("jobs", QueueGauges { ready: 4, ..QueueGauges::default() });
+        metrics.set_queue(
+            "jobs",
+            QueueGauges {
+                ready: 4,
+                ..QueueGauges::default()
+            },
+        );
         let text = metrics.encode().expect("metrics");
         for line in [
             "orchestrator_job_success_total{queue=\"jobs\"} 1",

@@ -444,7 +444,10 @@ impl Queue {
     /// What it holds now.
     pub async fn stats(&self) -> QueueStats {
         let mut stats = self.0.shared.queue(self.0.index).stats;
-        stats.oldest_due_at = self.read(|reader| reader.oldest_due_at()).await.unwrap_or_default();
+        stats.oldest_due_at = self
+            .read(|reader| reader.oldest_due_at())
+            .await
+            .unwrap_or_default();
         stats
     }
 

@@ -1,0 +1,391 @@
+//! The operations listener: health, metrics, and the `/v1` calls that the
+//! command line uses.
+//!
+//! Requests of a browser that belong to another page are refused (their
+//! `Origin` is foreign), and so are those for a name that is not this
+//! machine's (their `Host` is, unless a token protects the listener).
+
+mod view;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use orchestrator_queue::local::Health;
+use orchestrator_queue::{JobState, Selection, Unavailable};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::now_ms;
+use crate::components::{HttpSlot, WorkerSlot};
+use crate::dispatch::Dispatcher;
+use crate::telemetry::{QueueGauges, Telemetry};
+
+/// Rows of one listing when the caller names no limit, and at most.
+const ROWS_DEFAULT: usize = 50;
+const ROWS_MAX: usize = 1_000;
+
+/// What operations look at and act on.
+pub struct Operations {
+    /// The HTTP components.
+    pub http: Vec<Arc<HttpSlot>>,
+    /// The workers.
+    pub workers: Vec<Arc<WorkerSlot>>,
+    /// One for each queue.
+    pub dispatchers: Vec<Dispatcher>,
+    /// The store's health.
+    pub health: watch::Receiver<Health>,
+    /// Cancelled once the host stops taking work.
+    pub stopping: CancellationToken,
+    /// Needed by every call but the probes, if there is one.
+    pub token: Option<String>,
+    /// For `/metrics`.
+    pub telemetry: Telemetry,
+}
+
+type Ops = State<Arc<Operations>>;
+
+/// Serves until `stop`.
+pub async fn serve(listener: TcpListener, operations: Arc<Operations>, stop: CancellationToken) {
+    let guarded = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/v1/components", get(components))
+        .route("/v1/queues", get(queues))
+        .route("/v1/queues/{queue}/dead", get(dead))
+        .route("/v1/queues/{queue}/dead/redrive", post(redrive))
+        .route("/v1/queues/{queue}/dead/purge", post(purge))
+        .route("/v1/jobs", get(jobs))
+        .route("/v1/jobs/{id}", get(job))
+        .layer(middleware::from_fn_with_state(operations.clone(), guard));
+    let router = Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .merge(guarded)
+        .fallback(async || {
+            Refusal::new(
+                StatusCode::NOT_FOUND,
+                "nothing is served here; see `/v1/queues`, `/v1/jobs`, `/metrics`",
+            )
+        })
+        .with_state(operations);
+    // An accept error is retried inside; the future ends with `stop` only.
+    let _ = axum::serve(listener, router)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await;
+}
+
+/// A problem with one sentence.
+struct Refusal {
+    status: StatusCode,
+    detail: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(error: Unavailable) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let title = self.status.canonical_reason().unwrap_or("Error");
+        let body = serde_json::json!({
+            "type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail,
+        });
+        (
+            self.status,
+            [(header::CONTENT_TYPE, "application/problem+json")],
+            body.to_string(),
+        )
+            .into_response()
+    }
+}
+
+async fn guard(State(ops): Ops, request: Request, next: Next) -> Response {
+    match admit(&ops, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+fn admit(ops: &Operations, headers: &HeaderMap) -> Result<(), Refusal> {
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &header::HeaderValue| value.to_str().ok())
+    };
+    let host = text(header::HOST).unwrap_or_default();
+    if let Some(token) = &ops.token {
+        let given = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+        if !given.is_some_and(|given| same(given, token)) {
+            return Err(Refusal::new(
+                StatusCode::UNAUTHORIZED,
+                "this host needs its token: send `Authorization: Bearer …` (ORCHESTRATOR_OPS_TOKEN)",
+            ));
+        }
+    } else if !is_this_machine(host) {
+        return Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            format!("`{host}` is not a name of this machine"),
+        ));
+    }
+    match text(header::ORIGIN) {
+        Some(origin)
+            if origin
+                .split_once("://")
+                .is_none_or(|(_, origin)| origin != host) =>
+        {
+            Err(Refusal::new(
+                StatusCode::FORBIDDEN,
+                format!("calls from pages of `{origin}` are refused"),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Compares without telling by its duration how much was right.
+fn same(given: &str, token: &str) -> bool {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(given) == Sha256::digest(token)
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let ip = name
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<std::net::IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.is_loopback())
+}
+
+async fn ready(State(ops): Ops) -> Result<&'static str, Refusal> {
+    let unready = |why: String| Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
+    if ops.stopping.is_cancelled() {
+        return unready("the host is stopping".to_owned());
+    }
+    match &*ops.health.borrow() {
+        Health::Ready => Ok("ready\n"),
+        Health::Degraded { reason } | Health::Poisoned { reason } => unready(reason.clone()),
+    }
+}
+
+async fn metrics(State(ops): Ops) -> Result<Response, Refusal> {
+    for dispatcher in &ops.dispatchers {
+        let stats = dispatcher.queue().stats().await;
+        let age_ms = stats
+            .oldest_due_at
+            .map_or(0, |oldest| now_ms().saturating_sub(oldest));
+        let gauges = QueueGauges {
+            ready: stats.ready,
+            locked: stats.locked,
+            scheduled: stats.scheduled,
+            dead: stats.dead,
+            bytes: stats.bytes,
+            oldest_age: std::time::Duration::from_millis(age_ms),
+            in_flight: dispatcher.in_flight(),
+        };
+        ops.telemetry
+            .metrics()
+            .set_queue(dispatcher.queue().name(), gauges);
+    }
+    let text = ops.telemetry.metrics().encode();
+    let text =
+        text.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
+}
+
+async fn components(State(ops): Ops) -> Json<Vec<view::Component>> {
+    let http = ops
+        .http
+        .iter()
+        .map(|slot| view::component(slot.id(), "http", slot.version()));
+    let workers = ops
+        .workers
+        .iter()
+        .map(|slot| view::component(slot.id(), "worker", slot.version()));
+    Json(http.chain(workers).collect())
+}
+
+async fn queues(State(ops): Ops) -> Json<Vec<view::Queue>> {
+    let mut queues = Vec::new();
+    for dispatcher in &ops.dispatchers {
+        queues.push(view::queue(dispatcher, &ops.telemetry).await);
+    }
+    Json(queues)
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    limit: Option<usize>,
+    after: Option<u64>,
+    state: Option<JobState>,
+    queue: Option<String>,
+}
+
+impl Listing {
+    fn rows(&self) -> usize {
+        self.limit.unwrap_or(ROWS_DEFAULT).min(ROWS_MAX)
+    }
+}
+
+fn dispatcher<'a>(ops: &'a Operations, queue: &str) -> Result<&'a Dispatcher, Refusal> {
+    let found = ops
+        .dispatchers
+        .iter()
+        .find(|dispatcher| dispatcher.queue().name() == queue);
+    found.ok_or_else(|| {
+        Refusal::new(
+            StatusCode::NOT_FOUND,
+            format!("no queue `{queue}`; `/v1/queues` lists them"),
+        )
+    })
+}
+
+async fn jobs(
+    State(ops): Ops,
+    Query(listing): Query<Listing>,
+) -> Result<Json<Vec<view::Job>>, Refusal> {
+    let mut jobs = Vec::new();
+    for dispatcher in &ops.dispatchers {
+        if listing
+            .queue
+            .as_ref()
+            .is_none_or(|queue| queue == dispatcher.queue().name())
+        {
+            let found = dispatcher
+                .queue()
+                .jobs(listing.rows(), listing.state)
+                .await?;
+            jobs.extend(found.into_iter().map(|job| view::job(dispatcher, job)));
+        }
+    }
+    jobs.sort_by(|one, other| other.enqueued_at.cmp(&one.enqueued_at));
+    jobs.truncate(listing.rows());
+    Ok(Json(jobs))
+}
+
+async fn job(State(ops): Ops, Path(id): Path<String>) -> Result<Json<view::Job>, Refusal> {
+    for dispatcher in &ops.dispatchers {
+        if let Some(job) = dispatcher.queue().job(&id).await? {
+            return Ok(Json(view::job(dispatcher, job)));
+        }
+    }
+    let detail =
+        format!("no job `{id}` is known here: it was never accepted, or finished too long ago");
+    Err(Refusal::new(StatusCode::NOT_FOUND, detail))
+}
+
+async fn dead(
+    State(ops): Ops,
+    Path(queue): Path<String>,
+    Query(listing): Query<Listing>,
+) -> Result<Json<view::Dead>, Refusal> {
+    let dispatcher = dispatcher(&ops, &queue)?;
+    let rows = listing.rows();
+    let jobs = dispatcher.queue().dead(listing.after, rows).await?;
+    let next = if jobs.len() == rows {
+        jobs.last().map(|job| job.sequence)
+    } else {
+        None
+    };
+    Ok(Json(view::Dead {
+        jobs: jobs
+            .into_iter()
+            .map(|job| view::job(dispatcher, job))
+            .collect(),
+        next,
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Selected {
+    job_id: Option<String>,
+    #[serde(default)]
+    all: bool,
+}
+
+impl Selected {
+    fn selection(self) -> Result<Selection, Refusal> {
+        match (self.job_id, self.all) {
+            (Some(id), false) => Ok(Selection::One(id)),
+            (None, true) => Ok(Selection::All),
+            _ => Err(Refusal::new(
+                StatusCode::BAD_REQUEST,
+                "give either `jobId` or `\"all\": true`",
+            )),
+        }
+    }
+}
+
+async fn redrive(
+    State(ops): Ops,
+    Path(queue): Path<String>,
+    Json(selected): Json<Selected>,
+) -> Result<Json<serde_json::Value>, Refusal> {
+    let count = dispatcher(&ops, &queue)?
+        .queue()
+        .redrive(selected.selection()?)
+        .await?;
+    Ok(Json(serde_json::json!({ "redriven": count })))
+}
+
+async fn purge(
+    State(ops): Ops,
+    Path(queue): Path<String>,
+    Json(selected): Json<Selected>,
+) -> Result<Json<serde_json::Value>, Refusal> {
+    let count = dispatcher(&ops, &queue)?
+        .queue()
+        .purge(selected.selection()?)
+        .await?;
+    Ok(Json(serde_json::json!({ "purged": count })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_its_own() {
+        for host in [
+            "localhost",
+            "LOCALHOST:3001",
+            "127.0.0.1:3001",
+            "127.9.9.9",
+            "[::1]:3001",
+            "[::1]",
+        ] {
+            assert!(is_this_machine(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example:3001",
+            "10.0.0.1:3001",
+        ] {
+            assert!(!is_this_machine(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What the `/v1` calls answer, as JSON.
+
+use orchestrator_queue::{Attempt, JobState};
+use serde::Serialize;
+
+use crate::clock::rfc3339;
+use crate::components::Version;
+use crate::dispatch::Dispatcher;
+use crate::ingest::{JobResult, result_of};
+use crate::telemetry::Telemetry;
+
+#[derive(Serialize)]
+pub(super) struct Component {
+    id: String,
+    kind: &'static str,
+    digest: String,
+    generation: u64,
+    since: String,
+    source: String,
+    bytes: u64,
+}
+
+pub(super) fn component(id: &str, kind: &'static str, version: &Version) -> Component {
+    Component {
+        id: id.to_owned(),
+        kind,
+        digest: format!("sha256:{}", version.digest),
+        generation: version.generation,
+        since: rfc3339(version.since),
+        source: version.source.clone(),
+        bytes: version.bytes,
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Queue {
+    name: String,
+    component: String,
+    ready: u64,
+    locked: u64,
+    scheduled: u64,
+    dead: u64,
+    bytes: u64,
+    max_bytes: u64,
+    oldest_due_at: Option<String>,
+    concurrency: usize,
+    in_flight: u64,
+    completed: u64,
+    retried: u64,
+    dead_lettered: u64,
+    locks_lost: u64,
+}
+
+pub(super) async fn queue(dispatcher: &Dispatcher, telemetry: &Telemetry) -> Queue {
+    let queue = dispatcher.queue();
+    let stats = queue.stats().await;
+    let totals = telemetry.metrics().totals(queue.name());
+    Queue {
+        name: queue.name().to_owned(),
+        component: dispatcher.worker().id().to_owned(),
+        ready: stats.ready,
+        locked: stats.locked,
+        scheduled: stats.scheduled,
+        dead: stats.dead,
+        bytes: stats.bytes,
+        max_bytes: queue.config().max_bytes,
+        oldest_due_at: stats.oldest_due_at.map(rfc3339),
+        concurrency: dispatcher.config().concurrency,
+        in_flight: dispatcher.in_flight(),
+        completed: totals.completed,
+        retried: totals.retried,
+        dead_lettered: totals.dead_lettered,
+        locks_lost: stats.locks_lost,
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Dead {
+    pub jobs: Vec<Job>,
+    pub next: Option<u64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Job {
+    job_id: String,
+    queue: String,
+    job_type: String,
+    state: JobState,
+    sequence: u64,
+    pub(super) enqueued_at: String,
+    due_at: Option<String>,
+    finished_at: Option<String>,
+    delivery_count: u32,
+    max_attempts: u32,
+    traceparent: Option<String>,
+    attempts: Vec<OneAttempt>,
+    #[serde(flatten)]
+    result: JobResult,
+    dead_letter: Option<orchestrator_queue::DeadLetter>,
+}
+
+pub(super) fn job(dispatcher: &Dispatcher, job: orchestrator_queue::Job) -> Job {
+    Job {
+        job_id: job.id,
+        queue: dispatcher.queue().name().to_owned(),
+        job_type: job.job_type,
+        state: job.state,
+        sequence: job.sequence,
+        enqueued_at: rfc3339(job.enqueued_at),
+        due_at: job.due_at.map(rfc3339),
+        finished_at: job.finished_at.map(rfc3339),
+        delivery_count: job.delivery_count,
+        max_attempts: dispatcher.config().attempts_max,
+        traceparent: job.traceparent,
+        attempts: job.attempts.into_iter().map(attempt).collect(),
+        result: result_of(job.output),
+        dead_letter: job.dead_letter,
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OneAttempt {
+    number: u32,
+    started_at: String,
+    ended_at: String,
+    outcome: String,
+    error: Option<String>,
+    injected: bool,
+    component_digest: String,
+    logs: Vec<Line>,
+    log_lines_dropped: u64,
+}
+
+#[derive(Serialize)]
+struct Line {
+    at: String,
+    level: String,
+    message: String,
+}
+
+fn attempt(attempt: Attempt) -> OneAttempt {
+    OneAttempt {
+        number: attempt.number,
+        started_at: rfc3339(attempt.started_at),
+        ended_at: rfc3339(attempt.ended_at),
+        outcome: attempt.outcome,
+        error: attempt.error,
+        injected: attempt.injected,
+        component_digest: attempt.component_digest,
+        logs: attempt
+            .logs
+            .into_iter()
+            .map(|line| Line {
+                at: rfc3339(line.at),
+                level: line.level,
+                message: line.message,
+            })
+            .collect(),
+        log_lines_dropped: attempt.log_lines_dropped,
+    }
+}
