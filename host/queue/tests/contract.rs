@@ -1,5 +1,7 @@
 //! The peek-lock contract, kept by the embedded engine on a real directory.
 
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 use std::time::Duration;
 
 use orchestrator_queue::local::{Broker, BrokerOptions, Clock, ManualClock, OpenError, Queue};
@@ -23,12 +25,20 @@ fn config() -> QueueConfig {
         duplicate_window: 600 * SECOND,
         time_to_live: None,
         max_bytes: 1 << 30,
-        retention: Retention { age: 3_600 * SECOND, count: 100, bytes: 1 << 20 },
+        retention: Retention {
+            age: 3_600 * SECOND,
+            count: 100,
+            bytes: 1 << 20,
+        },
     }
 }
 
 fn options(dir: &tempfile::TempDir, config: QueueConfig) -> BrokerOptions {
-    BrokerOptions { dir: dir.path().to_owned(), queues: vec![config], free_disk_bytes_min: 0 }
+    BrokerOptions {
+        dir: dir.path().to_owned(),
+        queues: vec![config],
+        free_disk_bytes_min: 0,
+    }
 }
 
 fn rig(config: QueueConfig) -> Rig {
@@ -39,7 +49,12 @@ fn open(dir: tempfile::TempDir, config: QueueConfig, now: Millis) -> Rig {
     let (time, clock) = Clock::manual(now);
     let (broker, _) = Broker::open(options(&dir, config), time).unwrap();
     let queue = broker.queue("jobs").unwrap();
-    Rig { broker, queue, clock, dir }
+    Rig {
+        broker,
+        queue,
+        clock,
+        dir,
+    }
 }
 
 impl Rig {
@@ -72,11 +87,20 @@ fn message(id: &str) -> Message {
 }
 
 fn done() -> Settlement {
-    Settlement::Complete { output: Output { body: b"ok".to_vec(), content_type: "text/plain".to_owned() } }
+    Settlement::Complete {
+        output: Output {
+            body: b"ok".to_vec(),
+            content_type: "text/plain".to_owned(),
+        },
+    }
 }
 
 fn attempt(number: u32) -> Attempt {
-    Attempt { number, outcome: "trap".to_owned(), ..Attempt::default() }
+    Attempt {
+        number,
+        outcome: "trap".to_owned(),
+        ..Attempt::default()
+    }
 }
 
 #[tokio::test]
@@ -86,16 +110,29 @@ async fn a_message_is_delivered_whole_and_completed_once() {
     let delivery = rig.take().await;
     assert_eq!(delivery.message, message("a"));
     assert_eq!((delivery.delivery_count, delivery.enqueued_at), (1, START));
-    let again = Lock { ..clone(&delivery.lock) };
-    rig.queue.settle(delivery.lock, done(), Some(attempt(1))).await.unwrap();
-    assert!(matches!(rig.queue.settle(again, done(), None).await, Err(SettleError::LockLost)));
+    let again = Lock {
+        ..clone(&delivery.lock)
+    };
+    rig.queue
+        .settle(delivery.lock, done(), Some(attempt(1)))
+        .await
+        .unwrap();
+    assert!(matches!(
+        rig.queue.settle(again, done(), None).await,
+        Err(SettleError::LockLost)
+    ));
     let job = rig.queue.job("a").await.unwrap().unwrap();
     assert_eq!((job.state, job.attempts.len()), (JobState::Completed, 1));
     assert_eq!(job.output.unwrap().body, b"ok");
 }
 
 fn clone(lock: &Lock) -> Lock {
-    Lock { sequence: lock.sequence, token: lock.token, locked_until: lock.locked_until, duration: lock.duration }
+    Lock {
+        sequence: lock.sequence,
+        token: lock.token,
+        locked_until: lock.locked_until,
+        duration: lock.duration,
+    }
 }
 
 #[tokio::test]
@@ -113,7 +150,13 @@ async fn an_id_known_within_the_window_runs_once() {
 #[tokio::test]
 async fn an_id_stays_a_duplicate_past_the_window_while_its_job_waits() {
     let rig = rig(config());
-    rig.queue.send(Message { delay: 7_200 * SECOND, ..message("a") }).await.unwrap();
+    rig.queue
+        .send(Message {
+            delay: 7_200 * SECOND,
+            ..message("a")
+        })
+        .await
+        .unwrap();
     rig.clock.advance(3_600 * SECOND);
     assert!(rig.queue.send(message("a")).await.unwrap().duplicate);
 }
@@ -127,7 +170,10 @@ async fn a_lock_that_runs_out_makes_its_message_ready_again() {
     rig.clock.advance(31 * SECOND);
     let second = rig.take().await;
     assert_eq!(second.delivery_count, 2);
-    assert!(matches!(rig.queue.settle(first.lock, done(), None).await, Err(SettleError::LockLost)));
+    assert!(matches!(
+        rig.queue.settle(first.lock, done(), None).await,
+        Err(SettleError::LockLost)
+    ));
     rig.queue.settle(second.lock, done(), None).await.unwrap();
 }
 
@@ -147,7 +193,14 @@ async fn a_retry_waits_for_its_delay_and_keeps_its_history() {
     let rig = rig(config());
     rig.queue.send(message("a")).await.unwrap();
     let lock = rig.take().await.lock;
-    rig.queue.settle(lock, Settlement::Retry { delay: 5 * SECOND }, Some(attempt(1))).await.unwrap();
+    rig.queue
+        .settle(
+            lock,
+            Settlement::Retry { delay: 5 * SECOND },
+            Some(attempt(1)),
+        )
+        .await
+        .unwrap();
     assert_eq!(rig.queue.stats().await.scheduled, 1);
     let waiting = rig.queue.receive(1);
     tokio::pin!(waiting);
@@ -156,7 +209,10 @@ async fn a_retry_waits_for_its_delay_and_keeps_its_history() {
     rig.clock.advance(SECOND);
     let delivery = waiting.await.unwrap().pop().unwrap();
     assert_eq!(delivery.delivery_count, 2);
-    assert_eq!(rig.queue.job("a").await.unwrap().unwrap().attempts, [attempt(1)]);
+    assert_eq!(
+        rig.queue.job("a").await.unwrap().unwrap().attempts,
+        [attempt(1)]
+    );
 }
 
 /// True if the future is not ready after the queue has answered another call.
@@ -175,9 +231,15 @@ async fn what_is_given_back_is_not_counted_and_keeps_its_place() {
         rig.queue.send(message(id)).await.unwrap();
     }
     let lock = rig.take().await.lock;
-    rig.queue.settle(lock, Settlement::Release, None).await.unwrap();
+    rig.queue
+        .settle(lock, Settlement::Release, None)
+        .await
+        .unwrap();
     let delivery = rig.take().await;
-    assert_eq!((delivery.message.id.as_str(), delivery.delivery_count), ("a", 1));
+    assert_eq!(
+        (delivery.message.id.as_str(), delivery.delivery_count),
+        ("a", 1)
+    );
 }
 
 #[tokio::test]
@@ -205,18 +267,27 @@ async fn a_message_delivered_too_often_without_an_end_is_dead() {
     rig.queue.send(message("b")).await.unwrap();
     assert_eq!(rig.take().await.message.id, "b");
     let dead = rig.queue.dead(None, 10).await.unwrap();
-    assert_eq!(dead[0].dead_letter.as_ref().unwrap().reason, REASON_MAX_DELIVERY_COUNT);
+    assert_eq!(
+        dead[0].dead_letter.as_ref().unwrap().reason,
+        REASON_MAX_DELIVERY_COUNT
+    );
 }
 
 #[tokio::test]
 async fn a_message_past_its_time_to_live_is_dead_unrun() {
-    let rig = rig(QueueConfig { time_to_live: Some(10 * SECOND), ..config() });
+    let rig = rig(QueueConfig {
+        time_to_live: Some(10 * SECOND),
+        ..config()
+    });
     rig.queue.send(message("a")).await.unwrap();
     rig.clock.advance(10 * SECOND);
     rig.queue.send(message("b")).await.unwrap();
     assert_eq!(rig.take().await.message.id, "b");
     let dead = rig.queue.dead(None, 10).await.unwrap();
-    assert_eq!(dead[0].dead_letter.as_ref().unwrap().reason, REASON_TTL_EXPIRED);
+    assert_eq!(
+        dead[0].dead_letter.as_ref().unwrap().reason,
+        REASON_TTL_EXPIRED
+    );
 }
 
 #[tokio::test]
@@ -224,15 +295,27 @@ async fn dead_letters_are_brought_back_with_fresh_attempts_or_thrown_away() {
     let rig = rig(config());
     for id in ["a", "b"] {
         rig.queue.send(message(id)).await.unwrap();
-        let letter = Settlement::DeadLetter { reason: "Bad".to_owned(), description: "no".to_owned() };
+        let letter = Settlement::DeadLetter {
+            reason: "Bad".to_owned(),
+            description: "no".to_owned(),
+        };
         let lock = rig.take().await.lock;
-        rig.queue.settle(lock, letter, Some(attempt(1))).await.unwrap();
+        rig.queue
+            .settle(lock, letter, Some(attempt(1)))
+            .await
+            .unwrap();
     }
     assert_eq!(rig.queue.stats().await.dead, 2);
-    assert_eq!(rig.queue.redrive(Selection::One("a".to_owned())).await, Ok(1));
+    assert_eq!(
+        rig.queue.redrive(Selection::One("a".to_owned())).await,
+        Ok(1)
+    );
     let delivery = rig.take().await;
     assert_eq!(delivery.delivery_count, 1);
-    rig.queue.settle(delivery.lock, done(), Some(attempt(1))).await.unwrap();
+    rig.queue
+        .settle(delivery.lock, done(), Some(attempt(1)))
+        .await
+        .unwrap();
     assert_eq!(rig.queue.job("a").await.unwrap().unwrap().attempts.len(), 2);
     assert_eq!(rig.queue.purge(Selection::All).await, Ok(1));
     assert_eq!(rig.queue.job("b").await.unwrap(), None);
@@ -242,10 +325,16 @@ async fn dead_letters_are_brought_back_with_fresh_attempts_or_thrown_away() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_and_takes_again_once_there_is_room() {
-    let rig = rig(QueueConfig { max_bytes: 400, ..config() });
+    let rig = rig(QueueConfig {
+        max_bytes: 400,
+        ..config()
+    });
     rig.queue.send(message("a")).await.unwrap();
     rig.queue.send(message("b")).await.unwrap();
-    assert!(matches!(rig.queue.send(message("c")).await, Err(SendError::Full { .. })));
+    assert!(matches!(
+        rig.queue.send(message("c")).await,
+        Err(SendError::Full { .. })
+    ));
     let lock = rig.take().await.lock;
     rig.queue.settle(lock, done(), None).await.unwrap();
     rig.queue.send(message("c")).await.unwrap();
@@ -253,8 +342,15 @@ async fn a_full_queue_refuses_and_takes_again_once_there_is_room() {
 
 #[tokio::test]
 async fn finished_jobs_are_forgotten_oldest_first_beyond_their_bounds() {
-    let retention = Retention { age: 60 * SECOND, count: 2, bytes: 1 << 20 };
-    let rig = rig(QueueConfig { retention, ..config() });
+    let retention = Retention {
+        age: 60 * SECOND,
+        count: 2,
+        bytes: 1 << 20,
+    };
+    let rig = rig(QueueConfig {
+        retention,
+        ..config()
+    });
     for id in ["a", "b", "c"] {
         rig.queue.send(message(id)).await.unwrap();
         let lock = rig.take().await.lock;
@@ -265,7 +361,10 @@ async fn finished_jobs_are_forgotten_oldest_first_beyond_their_bounds() {
     rig.queue.send(message("d")).await.unwrap();
     assert_eq!(rig.queue.job("a").await.unwrap(), None);
     assert!(rig.queue.job("c").await.unwrap().is_some());
-    assert!(rig.queue.send(message("a")).await.unwrap().duplicate, "forgotten, but still in its window");
+    assert!(
+        rig.queue.send(message("a")).await.unwrap().duplicate,
+        "forgotten, but still in its window"
+    );
     rig.clock.advance(70 * SECOND);
     rig.queue.send(message("e")).await.unwrap();
     assert_eq!(rig.queue.job("c").await.unwrap(), None);
@@ -275,20 +374,35 @@ async fn finished_jobs_are_forgotten_oldest_first_beyond_their_bounds() {
 async fn a_restart_unlocks_everything_and_forgets_nothing() {
     let rig = rig(config());
     rig.queue.send(message("a")).await.unwrap();
-    rig.queue.send(Message { delay: 60 * SECOND, ..message("later") }).await.unwrap();
+    rig.queue
+        .send(Message {
+            delay: 60 * SECOND,
+            ..message("later")
+        })
+        .await
+        .unwrap();
     rig.take().await;
     let rig = rig.reopen(config(), START + 1_000).await;
     let stats = rig.queue.stats().await;
     assert_eq!((stats.ready, stats.locked, stats.scheduled), (1, 0, 1));
     let delivery = rig.take().await;
-    assert_eq!((delivery.message.id.as_str(), delivery.delivery_count), ("a", 2));
+    assert_eq!(
+        (delivery.message.id.as_str(), delivery.delivery_count),
+        ("a", 2)
+    );
 }
 
 #[tokio::test]
 async fn a_clock_that_went_back_delays_nothing_that_is_due_by_it() {
     let rig = rig(config());
     rig.queue.send(message("a")).await.unwrap();
-    rig.queue.send(Message { delay: 60 * SECOND, ..message("later") }).await.unwrap();
+    rig.queue
+        .send(Message {
+            delay: 60 * SECOND,
+            ..message("later")
+        })
+        .await
+        .unwrap();
     let rig = rig.reopen(config(), START - 3_600_000).await;
     assert_eq!(rig.queue.stats().await.scheduled, 2);
     rig.clock.advance(3_600 * SECOND);
@@ -310,10 +424,16 @@ async fn a_nearly_full_disk_takes_no_message_but_settles_what_it_has() {
     rig.queue.send(message("a")).await.unwrap();
     drop(rig.queue);
     rig.broker.close().await;
-    let full = BrokerOptions { free_disk_bytes_min: u64::MAX, ..options(&rig.dir, config()) };
+    let full = BrokerOptions {
+        free_disk_bytes_min: u64::MAX,
+        ..options(&rig.dir, config())
+    };
     let (broker, _) = Broker::open(full, Clock::machine()).unwrap();
     let queue = broker.queue("jobs").unwrap();
-    assert!(matches!(queue.send(message("b")).await, Err(SendError::Unavailable(_))));
+    assert!(matches!(
+        queue.send(message("b")).await,
+        Err(SendError::Unavailable(_))
+    ));
     let lock = queue.receive(1).await.unwrap().pop().unwrap().lock;
     queue.settle(lock, done(), None).await.unwrap();
 }
@@ -340,12 +460,38 @@ async fn many_senders_share_one_fsync() {
 async fn a_message_over_a_limit_is_refused_with_the_limit() {
     let rig = rig(config());
     for (bad, told) in [
-        (Message { id: String::new(), ..message("x") }, "the message id is empty"),
-        (Message { id: "a b".to_owned(), ..message("x") }, "visible ASCII"),
-        (Message { payload: vec![0; PAYLOAD_BYTES_MAX + 1].into(), ..message("x") }, "1048576"),
-        (Message { delay: DELAY_MAX + SECOND, ..message("x") }, "the delay"),
+        (
+            Message {
+                id: String::new(),
+                ..message("x")
+            },
+            "the message id is empty",
+        ),
+        (
+            Message {
+                id: "a b".to_owned(),
+                ..message("x")
+            },
+            "visible ASCII",
+        ),
+        (
+            Message {
+                payload: vec![0; PAYLOAD_BYTES_MAX + 1].into(),
+                ..message("x")
+            },
+            "1048576",
+        ),
+        (
+            Message {
+                delay: DELAY_MAX + SECOND,
+                ..message("x")
+            },
+            "the delay",
+        ),
     ] {
-        let Err(SendError::Invalid(why)) = rig.queue.send(bad).await else { panic!("accepted: {told}") };
+        let Err(SendError::Invalid(why)) = rig.queue.send(bad).await else {
+            panic!("accepted: {told}")
+        };
         assert!(why.contains(told), "{why}");
     }
 }

@@ -9,6 +9,8 @@ use orchestrator_queue::local::Queue;
 use orchestrator_queue::{Message, Receipt, SendError};
 
 type Answer = Result<OutboxReceipt, OutboxError>;
+/// A queue and the messages for it, each with its place among the answers.
+type Batch<'a> = (&'a Queue, Vec<(usize, Message)>);
 
 /// The queues that guests may send to.
 struct Queues {
@@ -37,7 +39,7 @@ pub fn outbox(queues: &[Queue], default: Option<&str>) -> Outbox {
 /// answers back in order.
 async fn send(queues: &Queues, messages: Vec<OutboxMessage>) -> Vec<Answer> {
     let mut answers: Vec<Option<Answer>> = messages.iter().map(|_| None).collect();
-    let mut by_queue: HashMap<&str, (&Queue, Vec<(usize, Message)>)> = HashMap::new();
+    let mut by_queue: HashMap<&str, Batch<'_>> = HashMap::new();
     for (place, message) in messages.into_iter().enumerate() {
         match queues.find(message.queue.as_deref()) {
             Ok(queue) => {

@@ -1,0 +1,8 @@
+//! End to end: the real program, real compiled components, from the outside.
+
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+mod guests;
+mod pipeline;
+mod requests;
+mod rig;

@@ -1,0 +1,271 @@
+//! Starts the real program on free ports with a manifest made for the test,
+//! and looks at it as a client does.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long a test waits for something that must come, before it says what
+/// did not: far longer than it ever takes.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Between two looks at something that has no event to wait for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The directory of the built components, built once per test process.
+static COMPONENTS: LazyLock<PathBuf> = LazyLock::new(|| {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the package is in the workspace");
+    let installed = Command::new("rustup")
+        .args(["target", "list", "--installed"])
+        .output();
+    let is_missing = |listed: &std::process::Output| {
+        !String::from_utf8_lossy(&listed.stdout).contains("wasm32-wasip2")
+    };
+    if installed.is_ok_and(|listed| is_missing(&listed)) {
+        eprintln!("the target wasm32-wasip2 is missing: running `rustup target add wasm32-wasip2`");
+        run(Command::new("rustup").args(["target", "add", "wasm32-wasip2"]));
+    }
+    // A directory of its own: the build around this test may hold the usual one.
+    let target = root.join("target/components");
+    let cargo = || {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args([
+            "build",
+            "--locked",
+            "--release",
+            "--target",
+            "wasm32-wasip2",
+            "--target-dir",
+        ]);
+        cargo.arg(&target).current_dir(root);
+        cargo
+    };
+    run(cargo().args(["-p", "ingest", "-p", "worker"]));
+    run(cargo().args(["-p", "guests", "--examples"]));
+    target.join("wasm32-wasip2/release")
+});
+
+fn run(command: &mut Command) {
+    let status = command.status().unwrap();
+    assert!(status.success(), "{command:?} ended with {status}");
+}
+
+/// The path of a component: `ingest`, `worker`, or one of the test guests.
+pub fn component(name: &str) -> String {
+    let path = match name {
+        "ingest" | "worker" => COMPONENTS.join(format!("{name}.wasm")),
+        guest => COMPONENTS.join(format!("examples/{guest}.wasm")),
+    };
+    assert!(path.exists(), "{} was not built", path.display());
+    path.display().to_string()
+}
+
+/// A manifest with the sample's ingest, and for each `(queue, component, keys)`
+/// a queue with its worker.
+pub fn manifest(queues: &[(&str, &str, &str)]) -> String {
+    let mut text = format!(
+        "spin_manifest_version = 2\n[application]\nname = \"test\"\n[[trigger.http]]\nroute = \"/api/IngestJob\"\ncomponent = \"ingest\"\n[component.ingest]\nsource = \"{}\"\n",
+        component("ingest")
+    );
+    for (queue, worker, keys) in queues {
+        text += &format!(
+            "[[trigger.servicebus]]\nqueue = \"{queue}\"\ncomponent = \"{queue}-worker\"\n{keys}\n[component.{queue}-worker]\nsource = \"{}\"\n",
+            component(worker)
+        );
+    }
+    text
+}
+
+/// A running host and its directory, which outlives restarts.
+pub struct Rig {
+    dir: tempfile::TempDir,
+    child: Child,
+    app: String,
+    ops: String,
+    client: reqwest::Client,
+}
+
+/// A started process whose announcement has been read, or what it said instead.
+fn start(dir: &Path) -> Result<(Child, String, String), (ExitStatus, String)> {
+    // Compiled code is shared by the tests, as it is by restarts.
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_orchestrator"))
+        .args([
+            "up",
+            "--quiet",
+            "--listen",
+            "127.0.0.1:0",
+            "--ops-listen",
+            "127.0.0.1:0",
+            "-f",
+        ])
+        .arg(dir)
+        .env("ORCHESTRATOR_CACHE_DIR", cache)
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(dir.join("stderr")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut address = || Some(lines.next()?.unwrap().split_once(' ')?.1.trim().to_owned());
+    match (address(), address()) {
+        (Some(app), Some(ops)) => Ok((child, app, ops)),
+        _ => {
+            let status = child.wait().unwrap();
+            let mut said = String::new();
+            std::fs::File::open(dir.join("stderr"))
+                .unwrap()
+                .read_to_string(&mut said)
+                .unwrap();
+            Err((status, said))
+        }
+    }
+}
+
+/// Starts a host that must refuse to start; says with which code and words.
+pub fn refused(manifest: &str) -> (i32, String) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
+    let Err((status, said)) = start(dir.path()) else {
+        panic!("it started")
+    };
+    (status.code().unwrap(), said)
+}
+
+impl Rig {
+    pub fn up(manifest: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
+        let (child, app, ops) =
+            start(dir.path()).unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self {
+            dir,
+            child,
+            app,
+            ops,
+            client,
+        }
+    }
+
+    pub fn app_address(&self) -> &str {
+        self.app.strip_prefix("http://").unwrap()
+    }
+
+    /// `kill -9`, then a start on the same state.
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.restart();
+    }
+
+    pub fn restart(&mut self) {
+        let started =
+            start(self.dir.path()).unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
+        (self.child, self.app, self.ops) = started;
+    }
+
+    pub fn rewrite(&self, manifest: &str) {
+        std::fs::write(self.dir.path().join("spin.toml"), manifest).unwrap();
+    }
+
+    pub fn signal(&self, name: &str) {
+        run(Command::new("kill").args(["-s", name, &self.child.id().to_string()]));
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    pub async fn post(&self, body: &Value) -> reqwest::Result<reqwest::Response> {
+        self.client
+            .post(format!("{}/api/IngestJob", self.app))
+            .json(body)
+            .send()
+            .await
+    }
+
+    /// Sends a job that must be accepted.
+    pub async fn accepted(&self, id: &str, payload: Value) {
+        let body = serde_json::json!({ "jobType": "test", "jobId": id, "payload": payload });
+        let response = self.post(&body).await.unwrap();
+        assert_eq!(response.status(), 202, "{}", response.text().await.unwrap());
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        let response = self
+            .client
+            .get(format!("{}{path}", self.app))
+            .send()
+            .await
+            .unwrap();
+        (response.status().as_u16(), response.json().await.unwrap())
+    }
+
+    pub async fn ops(&self, path: &str) -> Value {
+        let response = self
+            .client
+            .get(format!("{}{path}", self.ops))
+            .send()
+            .await
+            .unwrap();
+        response.json().await.unwrap()
+    }
+
+    pub async fn ops_text(&self, path: &str) -> (u16, String) {
+        let response = self
+            .client
+            .get(format!("{}{path}", self.ops))
+            .send()
+            .await
+            .unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    pub async fn ops_post(&self, path: &str, body: Value) -> Value {
+        let response = self
+            .client
+            .post(format!("{}{path}", self.ops))
+            .json(&body)
+            .send()
+            .await
+            .unwrap();
+        response.json().await.unwrap()
+    }
+
+    /// The job, once it is in one of these states.
+    pub async fn job_in(&self, id: &str, states: &[&str]) -> Value {
+        let began = Instant::now();
+        loop {
+            let job = self.ops(&format!("/v1/jobs/{id}")).await;
+            if job["state"]
+                .as_str()
+                .is_some_and(|state| states.contains(&state))
+            {
+                return job;
+            }
+            assert!(
+                began.elapsed() < PATIENCE,
+                "job {id} is not in {states:?}: {job}"
+            );
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    pub async fn completed(&self, id: &str) -> Value {
+        self.job_in(id, &["completed"]).await
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
