@@ -22,6 +22,8 @@
 mod dead;
 mod finished;
 mod locks;
+#[cfg(test)]
+mod model;
 mod receive;
 mod send;
 mod settle;
