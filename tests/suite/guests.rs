@@ -149,7 +149,7 @@ async fn a_guest_reaches_no_network_that_the_manifest_does_not_allow() {
 
 #[tokio::test]
 async fn busy_loops_delay_no_job_of_another_queue() {
-    let keys = "concurrency = 8\ntimeout = \"20s\"";
+    let keys = "concurrency = 8\ntimeout = \"60s\"";
     let text = manifest(&[("jobs", "worker", ""), ("busy", "spins", keys)]);
     // The sample's ingest sends to the default queue; here that is the busy one.
     let busy_first = format!("{text}[application.trigger.servicebus]\ndefault_queue = \"busy\"\n");

@@ -111,7 +111,7 @@ async fn every_accepted_job_ends_though_the_host_is_killed_again_and_again() {
 #[tokio::test]
 async fn stopping_lets_a_job_finish_and_exits_with_success() {
     let mut rig = Rig::up(&manifest(&[("jobs", "worker", "")]));
-    rig.accepted("slow", json!({ "workMs": 700 })).await;
+    rig.accepted("slow", json!({ "workMs": 3_000 })).await;
     rig.job_in("slow", &["running"]).await;
     rig.signal("TERM");
     assert!(rig.ended().success());

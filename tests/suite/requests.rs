@@ -100,7 +100,7 @@ fn a_wrong_method_is_told_the_right_one() {
 
 #[test]
 fn a_client_that_stops_sending_holds_up_no_one_and_is_let_go() {
-    let settings = "[application.trigger.servicebus]\nrequest_timeout = \"500ms\"\n";
+    let settings = "[application.trigger.servicebus]\nrequest_timeout = \"2s\"\n";
     let rig = Rig::up(&(manifest(&[("jobs", "worker", "")]) + settings));
     let mut slow = TcpStream::connect(rig.app_address()).unwrap();
     slow.write_all(b"POST /api/IngestJob HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{")
