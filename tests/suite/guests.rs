@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::rig::{Rig, component, manifest, refused};
+use crate::rig::{Rig, component, manifest, refused, route};
 
 const ONCE: &str = "max_attempts = 1\ntimeout = \"500ms\"\nmemory_limit = \"32MiB\"";
 
@@ -145,6 +145,40 @@ async fn a_guest_reaches_no_network_that_the_manifest_does_not_allow() {
         .await;
     let result = rig.completed("job").await["result"].to_string();
     assert!(result.contains("HttpRequestDenied"), "{result}");
+}
+
+#[tokio::test]
+async fn an_http_guest_that_crashes_or_never_answers_is_told_apart() {
+    let text = manifest(&[("jobs", "worker", "")])
+        + &route("/traps", "http-traps")
+        + &route("/spins", "http-spins")
+        + &route("/sleeps", "http-sleeps")
+        + "[application.trigger.servicebus]\nrequest_timeout = \"1s\"\n";
+    let rig = Rig::up(&text);
+    let (traps, spins, sleeps, job) = tokio::join!(
+        rig.get("/traps"),
+        rig.get("/spins"),
+        rig.get("/sleeps"),
+        rig.accepted("job", json!({})),
+    );
+    assert_eq!((traps.0, spins.0, sleeps.0, job), (500, 504, 504, ()));
+    assert!(
+        traps.1["detail"].as_str().unwrap().contains("crashed"),
+        "{traps:?}"
+    );
+    rig.completed("job").await;
+}
+
+#[tokio::test]
+async fn a_response_that_its_guest_never_ends_is_broken_off_not_ended() {
+    let text = manifest(&[("jobs", "worker", "")])
+        + &route("/slow", "http-slow-body")
+        + "[application.trigger.servicebus]\nrequest_timeout = \"1s\"\n";
+    let rig = Rig::up(&text);
+    let response = rig.fetch("/slow").await.unwrap();
+    assert_eq!(response.status(), 200);
+    let error = response.text().await.unwrap_err();
+    assert!(error.is_body() || error.is_decode(), "{error:?}");
 }
 
 #[tokio::test]

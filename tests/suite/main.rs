@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+#[cfg(target_os = "linux")]
+mod faulty_disk;
 mod guests;
 mod pipeline;
 mod requests;

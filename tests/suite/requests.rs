@@ -81,6 +81,19 @@ fn a_bad_request_is_told_everything_that_is_wrong_with_it() {
 }
 
 #[test]
+fn a_problem_names_the_path_without_its_query() {
+    let rig = Rig::up(&manifest(&[("jobs", "worker", "")]));
+    let answer = raw(
+        &rig,
+        b"GET /api/IngestJob?secret=1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    );
+    assert!(
+        answer.contains("\"instance\":\"/api/IngestJob\""),
+        "{answer}"
+    );
+}
+
+#[test]
 fn a_wrong_method_is_told_the_right_one() {
     let rig = Rig::up(&manifest(&[("jobs", "worker", "")]));
     let answer = raw(

@@ -59,7 +59,7 @@ fn run(command: &mut Command) {
 pub fn component(name: &str) -> String {
     let path = match name {
         "ingest" | "worker" => COMPONENTS.join(format!("{name}.wasm")),
-        guest => COMPONENTS.join(format!("examples/{guest}.wasm")),
+        guest => COMPONENTS.join(format!("examples/{}.wasm", guest.replace('-', "_"))),
     };
     assert!(path.exists(), "{} was not built", path.display());
     path.display().to_string()
@@ -81,20 +81,78 @@ pub fn manifest(queues: &[(&str, &str, &str)]) -> String {
     text
 }
 
+/// A route of its own for one of the test guests.
+pub fn route(path: &str, guest: &str) -> String {
+    format!(
+        "[[trigger.http]]\nroute = \"{path}\"\ncomponent = \"{guest}\"\n[component.{guest}]\nsource = \"{}\"\n",
+        component(guest)
+    )
+}
+
 /// A running host and its directory, which outlives restarts.
 pub struct Rig {
     dir: tempfile::TempDir,
+    faults: Option<FaultyDisk>,
     child: Child,
     app: String,
     ops: String,
     client: reqwest::Client,
 }
 
+/// Where a host's disk can be made to fail; see the fault library's own page.
+#[derive(Clone)]
+pub struct FaultyDisk {
+    switches: PathBuf,
+}
+
+impl FaultyDisk {
+    /// Turns a fault on: `full` (writes), `sync` (fsync).
+    pub fn fail(&self, fault: &str) {
+        std::fs::write(self.switches.join(fault), "").unwrap();
+    }
+
+    /// Turns it off.
+    pub fn mend(&self, fault: &str) {
+        std::fs::remove_file(self.switches.join(fault)).unwrap();
+    }
+
+    fn library() -> PathBuf {
+        static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .parent()
+                .expect("the package is in the workspace");
+            let target = root.join("target/components");
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args([
+                "build",
+                "--locked",
+                "--release",
+                "-p",
+                "faultdisk",
+                "--target-dir",
+            ]);
+            run(cargo.arg(&target).current_dir(root));
+            target.join("release/libfaultdisk.so")
+        });
+        LIBRARY.clone()
+    }
+}
+
 /// A started process whose announcement has been read, or what it said instead.
-fn start(dir: &Path) -> Result<(Child, String, String), (ExitStatus, String)> {
+fn start(
+    dir: &Path,
+    faults: Option<&FaultyDisk>,
+) -> Result<(Child, String, String), (ExitStatus, String)> {
     // Compiled code is shared by the tests, as it is by restarts.
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_orchestrator"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orchestrator"));
+    if let Some(faults) = faults {
+        command
+            .env("LD_PRELOAD", FaultyDisk::library())
+            .env("FAULTDISK_SWITCHES", &faults.switches)
+            .env("FAULTDISK_UNDER", dir.join(".spin"));
+    }
+    let mut child = command
         .args([
             "up",
             "--quiet",
@@ -130,7 +188,7 @@ fn start(dir: &Path) -> Result<(Child, String, String), (ExitStatus, String)> {
 pub fn refused(manifest: &str) -> (i32, String) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
-    let Err((status, said)) = start(dir.path()) else {
+    let Err((status, said)) = start(dir.path(), None) else {
         panic!("it started")
     };
     (status.code().unwrap(), said)
@@ -138,13 +196,26 @@ pub fn refused(manifest: &str) -> (i32, String) {
 
 impl Rig {
     pub fn up(manifest: &str) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), None, manifest)
+    }
+
+    /// A host on a disk that can be made to fail.
+    pub fn up_on_faulty_disk(manifest: &str) -> (Self, FaultyDisk) {
         let dir = tempfile::tempdir().unwrap();
+        let switches = dir.path().join("faults");
+        std::fs::create_dir(&switches).unwrap();
+        let faults = FaultyDisk { switches };
+        (Self::start_in(dir, Some(faults.clone()), manifest), faults)
+    }
+
+    fn start_in(dir: tempfile::TempDir, faults: Option<FaultyDisk>, manifest: &str) -> Self {
         std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
-        let (child, app, ops) =
-            start(dir.path()).unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
+        let (child, app, ops) = start(dir.path(), faults.as_ref())
+            .unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         Self {
             dir,
+            faults,
             child,
             app,
             ops,
@@ -164,13 +235,18 @@ impl Rig {
     }
 
     pub fn restart(&mut self) {
-        let started =
-            start(self.dir.path()).unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
+        let started = start(self.dir.path(), self.faults.as_ref())
+            .unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
         (self.child, self.app, self.ops) = started;
     }
 
     pub fn rewrite(&self, manifest: &str) {
         std::fs::write(self.dir.path().join("spin.toml"), manifest).unwrap();
+    }
+
+    /// What the host has said on stderr so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
 
     pub fn signal(&self, name: &str) {
@@ -197,13 +273,12 @@ impl Rig {
         assert_eq!(response.status(), 202, "{}", response.text().await.unwrap());
     }
 
+    pub async fn fetch(&self, path: &str) -> reqwest::Result<reqwest::Response> {
+        self.client.get(format!("{}{path}", self.app)).send().await
+    }
+
     pub async fn get(&self, path: &str) -> (u16, Value) {
-        let response = self
-            .client
-            .get(format!("{}{path}", self.app))
-            .send()
-            .await
-            .unwrap();
+        let response = self.fetch(path).await.unwrap();
         (response.status().as_u16(), response.json().await.unwrap())
     }
 
@@ -236,6 +311,19 @@ impl Rig {
             .await
             .unwrap();
         response.json().await.unwrap()
+    }
+
+    /// Waits until the host says that it is ready.
+    pub async fn until_ready(&self) {
+        let began = Instant::now();
+        loop {
+            let (status, told) = self.ops_text("/readyz").await;
+            if status == 200 {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "not ready: {told}");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// The job, once it is in one of these states.

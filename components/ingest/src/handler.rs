@@ -42,7 +42,7 @@ impl Guest for Ingest {
         let path = request.get_path_with_query();
         let answer = match ingest(request).await {
             Ok(job_id) => Answer::accepted(&job_id),
-            Err(problem) => problem.answer(path.as_deref()),
+            Err(problem) => problem.answer(path.as_deref().and_then(|path| path.split('?').next())),
         };
         respond(answer)
     }

@@ -7,12 +7,14 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Semaphore;
 use tokio::time::Sleep;
 use wasmtime::component::GuestTaskId;
@@ -21,7 +23,7 @@ use wasmtime_wasi_http::handler::{
     ExpirationError, HandlerState, Instance, InstantiationError, ProxyHandler, ProxyPre,
     ShouldAccept, TrapOrPanicError, WorkerExpiration, WorkerState, WorkerStatus,
 };
-use wasmtime_wasi_http::{WasiHttpView, p2, p3};
+use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
 
 use crate::guest_log::{GuestLog, LogSink};
 use crate::loader::{self, LoadError, TRIAL_START_MAX, one_line};
@@ -30,8 +32,58 @@ use crate::runtime::Runtime;
 use crate::state::{Grants, GuestState};
 use crate::worker::new_store;
 
-/// The body of a guest's response.
-pub type ResponseBody = wasmtime_wasi_http::WasiBody;
+/// The body of a guest's response. Ends in an error, never early and whole in
+/// looks, when the guest crashes or runs out of time in the middle of it.
+pub struct ResponseBody {
+    body: WasiBody,
+    fate: Arc<Fate>,
+}
+
+/// Why a response's body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// Its instance crashed or passed the deadline.
+    #[error("the component ended in the middle of its response")]
+    Cut,
+    /// The guest reported an error instead of more data.
+    #[error("the component failed in the middle of its response: {0}")]
+    Failed(String),
+}
+
+/// What became of one request's instance while the request was open.
+#[derive(Default)]
+struct Fate {
+    is_cut: AtomicBool,
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(frame) => Poll::Ready(Some(
+                frame.map_err(|error| BodyError::Failed(one_line(&error.into()))),
+            )),
+            // The handler closes the channel of a body that nobody will end.
+            None if self.fate.is_cut.load(Ordering::Acquire) => {
+                Poll::Ready(Some(Err(BodyError::Cut)))
+            }
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream() && !self.fate.is_cut.load(Ordering::Acquire)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 /// How instances of one HTTP component are reused, and what each may use.
 #[derive(Clone, Debug)]
@@ -155,10 +207,12 @@ impl HttpComponent {
         let Ok(_permit) = tokio::time::timeout(QUEUED_MAX, self.permits.acquire()).await else {
             return Err(HttpError::Overloaded);
         };
+        let fate = Arc::new(Fate::default());
+        let handled = self.handler.handle(fate.clone(), request);
         // The handler's own deadline counts from when an instance took the
         // request; this one also covers starting an instance.
-        match tokio::time::timeout(self.request_timeout, self.handler.handle((), request)).await {
-            Ok(Ok(response)) => Ok(response),
+        match tokio::time::timeout(self.request_timeout, handled).await {
+            Ok(Ok(response)) => Ok(response.map(|body| ResponseBody { body, fate })),
             Ok(Err(error)) => Err(http_error(&error, self.request_timeout)),
             Err(_) => Err(HttpError::TimedOut(self.request_timeout)),
         }
@@ -168,7 +222,7 @@ impl HttpComponent {
 fn http_error(error: &wasmtime::Error, timeout: Duration) -> HttpError {
     if error.is::<ExpirationError>() {
         HttpError::TimedOut(timeout)
-    } else if let Some(not_started) = error.downcast_ref::<InstantiationError<()>>() {
+    } else if let Some(not_started) = error.downcast_ref::<InstantiationError<Arc<Fate>>>() {
         HttpError::NotStarted(one_line(&not_started.error))
     } else if error.is::<TrapOrPanicError>() {
         HttpError::Trapped("the instance serving this request ended before it answered".to_owned())
@@ -198,28 +252,35 @@ impl HandlerState for Shared {
         let state = GuestState::new(&self.grants, self.limits.memory_bytes_max, log, outbox);
         let mut store = new_store(&self.runtime, state);
         let proxy = self.pre.instantiate_async(&mut store).await?;
+        let was_cut = Arc::new(AtomicBool::new(false));
         Ok(Instance {
             store,
             proxy,
             view: GuestState::http,
-            expiration: Expiration::new(&self.limits),
+            expiration: Expiration::new(&self.limits, was_cut.clone()),
             state: Reuse {
                 limits: self.limits.clone(),
                 logs: self.logs.clone(),
+                was_cut,
+                open: Mutex::new(Vec::new()),
             },
         })
     }
 }
 
-/// Which requests one instance accepts.
+/// Which requests one instance accepts, and which it has open.
 struct Reuse {
     limits: HttpLimits,
     logs: LogSink,
+    /// Set when the instance is ended in the middle of its work.
+    was_cut: Arc<AtomicBool>,
+    /// Requests whose response may not be read to its end yet.
+    open: Mutex<Vec<Weak<Fate>>>,
 }
 
 impl WorkerState for Reuse {
     type StoreData = GuestState;
-    type RequestData = ();
+    type RequestData = Arc<Fate>;
 
     fn should_accept_request(&self, concurrent_count: usize, total_count: usize) -> ShouldAccept {
         if total_count >= self.limits.instance_requests_max {
@@ -234,16 +295,34 @@ impl WorkerState for Reuse {
     fn on_request_start(
         &self,
         _: StoreContextMut<'_, GuestState>,
-        (): (),
+        fate: Arc<Fate>,
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|fate| fate.strong_count() > 0);
+        open.push(Arc::downgrade(&fate));
         Box::pin(tokio::time::sleep(self.limits.request_timeout))
     }
 
     fn drop(&self, store: Store<GuestState>, result: Result<(), wasmtime::Error>) {
         store.data().log.finish();
+        if result.is_err() || self.was_cut.load(Ordering::Acquire) {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            for fate in open.iter().filter_map(Weak::upgrade) {
+                fate.is_cut.store(true, Ordering::Release);
+            }
+        }
+        // Closes the channels of bodies that were not ended; readers then look
+        // at their fate.
         drop(store);
-        if let Err(error) = result {
+        // The handler also reports an instance that is dropped as it runs, which
+        // is no crash: the host is stopping.
+        let is_dropped = |error: &wasmtime::Error| {
+            error.to_string() == "worker panicked" && !std::thread::panicking()
+        };
+        if let Err(error) = result
+            && !is_dropped(&error)
+        {
             self.logs.crashed(&one_line(&error));
         }
     }
@@ -256,11 +335,13 @@ struct Expiration {
     request_timeout: Duration,
     idle: Duration,
     timer: Pin<Box<Sleep>>,
+    was_cut: Arc<AtomicBool>,
 }
 
 impl Expiration {
-    fn new(limits: &HttpLimits) -> Self {
+    fn new(limits: &HttpLimits, was_cut: Arc<AtomicBool>) -> Self {
         Self {
+            was_cut,
             request_timeout: limits.request_timeout,
             idle: limits.instance_idle,
             timer: Box::pin(tokio::time::sleep(limits.instance_idle)),
@@ -287,6 +368,9 @@ impl WorkerExpiration for Expiration {
         }
         while self.timer.as_mut().poll(cx).is_ready() {
             if tokio::time::Instant::now() >= deadline {
+                if !matches!(status, WorkerStatus::Idle) {
+                    self.was_cut.store(true, Ordering::Release);
+                }
                 return Poll::Ready(());
             }
             self.timer.as_mut().reset(deadline);

@@ -38,7 +38,11 @@ impl Problem {
     }
 
     pub fn into_response(self) -> Response<Body> {
-        let title = self.status.canonical_reason().unwrap_or("Error");
+        let title = match self.status {
+            // RFC 9110 renamed it; the http crate keeps the old words.
+            StatusCode::PAYLOAD_TOO_LARGE => "Content Too Large",
+            status => status.canonical_reason().unwrap_or("Error"),
+        };
         let body = serde_json::json!({
             "type": "about:blank",
             "title": title,

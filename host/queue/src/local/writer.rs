@@ -2,6 +2,7 @@
 //! durable with one fsync, answer everyone.
 
 use std::collections::{HashSet, VecDeque};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -72,7 +73,7 @@ impl Shared {
     /// Why the store does not answer.
     pub fn trouble(&self) -> String {
         match &*self.health.borrow() {
-            Health::Ready => "the store is closed".to_owned(),
+            Health::Ready => "the store is not open".to_owned(),
             Health::Degraded { reason } | Health::Poisoned { reason } => reason.clone(),
         }
     }
@@ -127,8 +128,36 @@ impl Writer {
                 return self.close(answer);
             }
             if matches!(&*self.shared.health.borrow(), Health::Degraded { .. }) {
-                tokio::time::sleep(REOPEN_RETRY).await;
-                self.reopen();
+                match self.refuse_until_retry(&mut commands).await {
+                    ControlFlow::Continue(()) => self.reopen(),
+                    ControlFlow::Break(None) => return,
+                    ControlFlow::Break(Some(answer)) => return self.close(answer),
+                }
+            }
+        }
+    }
+
+    /// Waits to try the store again; whoever asks meanwhile is told at once.
+    async fn refuse_until_retry(
+        &self,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> ControlFlow<Option<oneshot::Sender<()>>> {
+        let retry = tokio::time::sleep(REOPEN_RETRY);
+        let mut retry = std::pin::pin!(retry);
+        loop {
+            let mut refused = Vec::new();
+            tokio::select! {
+                biased;
+                () = &mut retry => return ControlFlow::Continue(()),
+                taken = commands.recv_many(&mut refused, COMMANDS_PER_BATCH_MAX) => {
+                    if taken == 0 {
+                        return ControlFlow::Break(None);
+                    }
+                    // The rest is dropped unanswered: each handle says why.
+                    if let Some(answer) = take_close(&mut refused) {
+                        return ControlFlow::Break(Some(answer));
+                    }
+                }
             }
         }
     }
@@ -156,16 +185,17 @@ impl Writer {
             return Vec::new();
         };
         let now = self.clock.now();
+        // Outlives whatever fails below: a handle whose answer is dropped reads
+        // the store's health to say why.
+        let mut batch = Batch::default();
         let applied = {
             let view = disk.snapshot();
             let mut staged = Staged::new(&view);
-            self.apply(&mut staged, commands, now)
-                .map(|batch| (batch, staged.into_writes()))
+            self.apply(&mut staged, commands, now, &mut batch)
+                .map(|()| staged.into_writes())
         };
-        let written =
-            applied.and_then(|(batch, writes)| Ok((self.write(&disk, &batch, writes)?, batch)));
-        match written {
-            Ok((Durable::Yes, batch)) => {
+        match applied.and_then(|writes| self.write(&disk, &batch, writes)) {
+            Ok(Durable::Yes) => {
                 self.ledgers.iter_mut().for_each(Ledger::commit_locks);
                 self.publish();
                 batch
@@ -175,7 +205,7 @@ impl Writer {
                     .map(undelivered)
                     .collect()
             }
-            Ok((Durable::SyncFailed(error), _)) => {
+            Ok(Durable::SyncFailed(error)) => {
                 self.poison(&error);
                 Vec::new()
             }
@@ -204,21 +234,21 @@ impl Writer {
         view: &mut Staged<'_, R>,
         commands: Vec<Command>,
         now: Millis,
-    ) -> Result<Batch, StoreError> {
+        batch: &mut Batch,
+    ) -> Result<(), StoreError> {
         for ledger in &mut self.ledgers {
             ledger.advance(view, now)?;
         }
-        let mut batch = Batch::default();
         for command in commands {
-            self.apply_one(view, command, now, &mut batch)?;
+            self.apply_one(view, command, now, batch)?;
         }
         for queue in 0..self.ledgers.len() {
-            self.serve_waiting(view, queue, now, &mut batch)?;
+            self.serve_waiting(view, queue, now, batch)?;
         }
         for ledger in &mut self.ledgers {
             ledger.stage_counters(view);
         }
-        Ok(batch)
+        Ok(())
     }
 
     fn apply_one<R: Rows>(
