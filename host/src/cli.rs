@@ -1,15 +1,20 @@
 //! The command line.
 
+mod bench;
 mod build;
 mod client;
+mod doctor;
 mod up;
+mod variables;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::{Config, ConfigError};
 use crate::telemetry::LogFormat;
+use variables::Variables;
 
 /// Runs queue-triggered WebAssembly components: durable and retried.
 #[derive(Debug, Parser)]
@@ -37,12 +42,23 @@ enum Command {
     /// Look at, bring back or throw away dead letters.
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Measure throughput and latency of this machine with an application.
+    Bench(BenchArgs),
+    /// Check toolchain, manifest, components, disk and addresses, and say how to mend what is wrong.
+    Doctor(DoctorArgs),
 }
 
 #[derive(Debug, Subcommand)]
 enum DeadCommand {
     /// List the dead letters of a queue.
     List(DeadArgs),
+    /// Show one dead letter whole: why it is dead, its attempts, their logs.
+    Show {
+        /// The job.
+        id: String,
+        #[command(flatten)]
+        dead: DeadArgs,
+    },
     /// Make dead letters ready again.
     Redrive(SelectArgs),
     /// Throw dead letters away.
@@ -75,9 +91,63 @@ struct ManifestArgs {
     /// The manifest, or a directory with a `spin.toml`.
     #[arg(short = 'f', long = "from", default_value = "spin.toml")]
     from: PathBuf,
-    /// A variable's value, as `name=value`. Repeat for more.
-    #[arg(long = "variable", value_name = "NAME=VALUE", value_parser = variable)]
-    variables: Vec<(String, String)>,
+    /// A variable's value, as `name=value`, or as `name=@file` for the file's
+    /// text, or as `@file` for a TOML or JSON file of many. Repeat for more.
+    #[arg(long = "variable", value_name = "NAME=VALUE|@FILE", value_parser = variables::read)]
+    variables: Vec<Variables>,
+}
+
+impl ManifestArgs {
+    fn read(&self) -> Result<Config, ConfigError> {
+        let variables: Vec<_> = self
+            .variables
+            .iter()
+            .flat_map(|given| given.0.clone())
+            .collect();
+        Config::read(&self.from, &variables, &environment)
+    }
+}
+
+#[derive(Debug, Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    manifest: ManifestArgs,
+    /// Build the components first.
+    #[arg(long)]
+    build: bool,
+    /// A directory on the disk to measure [default: the state directory]; what is written there is removed.
+    #[arg(long)]
+    state_dir: Option<PathBuf>,
+    /// How long each figure is measured in each round.
+    #[arg(long, default_value = "2s")]
+    duration: humantime::Duration,
+    /// How often each figure is measured; the table has medians.
+    #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]
+    rounds: usize,
+    /// Each job's payload, as JSON [default: an object of 1,024 bytes].
+    #[arg(long)]
+    payload: Option<String>,
+    /// How figures are printed.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    #[command(flatten)]
+    manifest: ManifestArgs,
+    /// Address that the application listener would use.
+    #[arg(long, default_value = "127.0.0.1:3000")]
+    listen: SocketAddr,
+    /// Address that the operations listener would use.
+    #[arg(long, default_value = "127.0.0.1:3001")]
+    ops_listen: SocketAddr,
+    /// Where everything durable lies [default: `.spin/orchestrator` beside the manifest].
+    #[arg(long)]
+    state_dir: Option<PathBuf>,
+    /// How findings are printed.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -151,8 +221,8 @@ impl CliError {
     }
 }
 
-impl From<crate::config::ConfigError> for CliError {
-    fn from(error: crate::config::ConfigError) -> Self {
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
         Self::Usage(error.to_string())
     }
 }
@@ -161,13 +231,37 @@ fn failed(error: impl std::fmt::Display) -> CliError {
     CliError::Failed(error.to_string())
 }
 
-fn variable(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("write it as `name=value`")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// Prints what was asked for. A reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> Result<(), CliError> {
+    use std::io::{ErrorKind, Write};
+    let mut stdout = std::io::stdout();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The same, as JSON for programs.
+fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(failed)?;
+    print(&format!("{text}\n"))
+}
+
+/// Where everything durable lies, unless the command line says otherwise.
+fn state_dir(given: Option<PathBuf>, config: &Config) -> PathBuf {
+    given.unwrap_or_else(|| config.dir.join(".spin/orchestrator"))
+}
+
+/// Where compiled code lies.
+fn compiled_dir(given: Option<String>, state_dir: &Path) -> PathBuf {
+    given.map_or_else(|| state_dir.join("compiled"), Into::into)
 }
 
 impl Cli {
@@ -175,15 +269,16 @@ impl Cli {
     pub fn run(self) -> Result<(), CliError> {
         match self.command {
             Command::Up(args) => up::run(args),
-            Command::Build(args) => {
-                let config =
-                    crate::config::Config::read(&args.from, &args.variables, &environment)?;
-                build::run(&config)
-            }
+            Command::Build(args) => build::run(&args.read()?),
+            Command::Bench(args) => bench::run(args),
+            Command::Doctor(args) => doctor::run(&args),
             Command::Status(ops) => client::block_on(client::status(&ops)),
             Command::Jobs { id, ops } => client::block_on(client::jobs(id.as_deref(), &ops)),
             Command::Dead(DeadCommand::List(args)) => {
                 client::block_on(client::dead(&args.queue, &args.ops))
+            }
+            Command::Dead(DeadCommand::Show { id, dead }) => {
+                client::block_on(client::dead_letter(&id, &dead.queue, &dead.ops))
             }
             Command::Dead(DeadCommand::Redrive(args)) => client::block_on(client::act(
                 "redrive",

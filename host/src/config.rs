@@ -19,8 +19,10 @@ use crate::dispatch::DispatchConfig;
 pub use route::{Routed, Router};
 
 /// A whole application, checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
+    /// The manifest.
+    pub path: PathBuf,
     /// The directory of the manifest: relative paths start here.
     pub dir: PathBuf,
     /// Routes and the components that serve them.

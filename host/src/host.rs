@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use orchestrator_engine::guest_log::{LogSink, Said};
 use orchestrator_engine::http::HttpComponent;
 use orchestrator_engine::worker::Grants;
-use orchestrator_engine::{Runtime, RuntimeConfig, WorkerComponent};
+use orchestrator_engine::{Outbox, Runtime, RuntimeConfig, WorkerComponent};
 use orchestrator_queue::local::{Broker, BrokerOptions, Clock, Health};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::components::{HttpSlot, Slot, WorkerSlot};
-use crate::config::{ComponentConfig, Config};
+use crate::config::{ComponentConfig, Config, QueueTrigger};
 use crate::dispatch::{Dispatcher, Stop};
 use crate::ingest::{self, Application, IngestConfig};
 use crate::ops::{self, Operations};
@@ -115,7 +115,7 @@ impl Host {
         let app_listener = bind(options.listen, "--listen")?;
         let ops_listener = bind(options.ops_listen, "--ops-listen")?;
         let broker = open_store(&config, &options)?;
-        let runtime = Runtime::new(&runtime_config(&config, &options))?;
+        let runtime = Runtime::new(&runtime_config_of(&config, &options.compiled_dir))?;
         let workers = load_workers(&config, &runtime).await?;
         let outbox = ingest::outbox(broker.queues(), config.host.default_queue.as_deref());
         let mut http = Vec::new();
@@ -124,17 +124,8 @@ impl Host {
             let sink = log_sink(id, &telemetry);
             let (bytes, began) = (read(id, component).await?, Instant::now());
             let size = bytes.len() as u64;
-            let limits = config.host.http.clone();
-            let loaded = HttpComponent::load(
-                &runtime,
-                bytes,
-                grants(component),
-                limits,
-                outbox.clone(),
-                sink,
-            )
-            .await
-            .map_err(|error| refused(id, &component.source, &error))?;
+            let loaded =
+                http_component_of(&config, id, &runtime, bytes, outbox.clone(), sink).await?;
             let digest = loaded.digest().to_owned();
             ComponentLoaded {
                 component: id,
@@ -320,7 +311,8 @@ fn open_store(config: &Config, options: &Options) -> Result<Broker, HostError> {
     Ok(broker)
 }
 
-fn runtime_config(config: &Config, options: &Options) -> RuntimeConfig {
+/// What the engine must hold for this application.
+pub(crate) fn runtime_config_of(config: &Config, compiled_dir: &Path) -> RuntimeConfig {
     let jobs: usize = config
         .queues
         .iter()
@@ -337,7 +329,7 @@ fn runtime_config(config: &Config, options: &Options) -> RuntimeConfig {
             .chain([config.host.http.memory_bytes_max])
             .max()
             .unwrap_or_default(),
-        compiled_dir: options.compiled_dir.clone(),
+        compiled_dir: compiled_dir.to_owned(),
     }
 }
 
@@ -351,13 +343,11 @@ async fn load_workers(
         if workers.contains_key(id) {
             continue;
         }
+        let began = Instant::now();
         let component = &config.components[id];
-        let (bytes, began) = (read(id, component).await?, Instant::now());
+        let bytes = read(id, component).await?;
         let size = bytes.len() as u64;
-        let loaded =
-            WorkerComponent::load(runtime, bytes, grants(component), trigger.dispatch.limits)
-                .await
-                .map_err(|error| refused(id, &component.source, &error))?;
+        let loaded = worker_of(config, trigger, runtime, bytes).await?;
         let digest = loaded.digest().to_owned();
         ComponentLoaded {
             component: id,
@@ -374,7 +364,37 @@ async fn load_workers(
     Ok(workers)
 }
 
-async fn read(id: &str, component: &ComponentConfig) -> Result<Vec<u8>, HostError> {
+/// The worker that does a queue's jobs, made from these bytes.
+pub(crate) async fn worker_of(
+    config: &Config,
+    trigger: &QueueTrigger,
+    runtime: &Runtime,
+    bytes: Vec<u8>,
+) -> Result<Arc<WorkerComponent>, HostError> {
+    let component = &config.components[&trigger.component];
+    WorkerComponent::load(runtime, bytes, grants(component), trigger.dispatch.limits)
+        .await
+        .map_err(|error| refused(&trigger.component, &component.source, &error))
+}
+
+/// An HTTP component, made from these bytes.
+pub(crate) async fn http_component_of(
+    config: &Config,
+    id: &str,
+    runtime: &Runtime,
+    bytes: Vec<u8>,
+    outbox: Outbox,
+    logs: LogSink,
+) -> Result<Arc<HttpComponent>, HostError> {
+    let component = &config.components[id];
+    let limits = config.host.http.clone();
+    HttpComponent::load(runtime, bytes, grants(component), limits, outbox, logs)
+        .await
+        .map_err(|error| refused(id, &component.source, &error))
+}
+
+/// A component's bytes.
+pub(crate) async fn read(id: &str, component: &ComponentConfig) -> Result<Vec<u8>, HostError> {
     tokio::fs::read(&component.source).await.map_err(|error| {
         let hint = if component.build.is_some() {
             "; `--build` builds it"

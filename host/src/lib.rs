@@ -9,11 +9,13 @@
 //! | [`ops`] | the operations listener: health, metrics, jobs, dead letters |
 //! | [`components`] | which version of each component runs now |
 //! | [`telemetry`] | every event a struct: log line and metrics together |
+//! | [`bench`] | measures this machine, beside native counterparts |
 //! | [`cli`] | the command line |
 //!
 //! Beside them, as crates of their own: `orchestrator_engine` (all that knows
 //! wasmtime) and `orchestrator_queue` (all that knows the disk).
 
+pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod components;

@@ -27,9 +27,27 @@ pub struct Telemetry(Arc<Inner>);
 struct Inner {
     metrics: Metrics,
     job_lines: LineBudget,
+    observer: Option<Observer>,
 }
 
+/// Called with the end of every attempt, on the task that settled it: must not block.
+type Observer = Box<dyn Fn(&events::AttemptEnded<'_>) + Send + Sync>;
+
 impl Telemetry {
+    /// Telemetry that also tells `observer` of every attempt's end.
+    pub fn observed(observer: impl Fn(&events::AttemptEnded<'_>) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Inner {
+            observer: Some(Box::new(observer)),
+            ..Inner::default()
+        }))
+    }
+
+    pub(crate) fn observe(&self, ended: &events::AttemptEnded<'_>) {
+        if let Some(observer) = &self.0.observer {
+            observer(ended);
+        }
+    }
+
     /// The metrics, to serve them and to set gauges.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics

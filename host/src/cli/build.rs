@@ -5,7 +5,7 @@ use std::process::Command;
 use super::{CliError, failed};
 use crate::config::Config;
 
-const TARGET: &str = "wasm32-wasip2";
+pub(super) const TARGET: &str = "wasm32-wasip2";
 
 pub(super) fn run(config: &Config) -> Result<(), CliError> {
     let mut done = Vec::new();
@@ -38,17 +38,8 @@ pub(super) fn run(config: &Config) -> Result<(), CliError> {
 
 /// Installs the target for components where rustup does not do so by itself.
 fn ensure_target() -> Result<(), CliError> {
-    let Ok(listed) = Command::new("rustup")
-        .args(["target", "list", "--installed"])
-        .output()
-    else {
-        // Without rustup the toolchain came from elsewhere; cargo will tell.
-        return Ok(());
-    };
-    if String::from_utf8_lossy(&listed.stdout)
-        .lines()
-        .any(|line| line == TARGET)
-    {
+    // Without rustup the toolchain came from elsewhere; cargo will tell.
+    if is_target_installed() != Some(false) {
         return Ok(());
     }
     eprintln!("the target {TARGET} is missing: running `rustup target add {TARGET}`");
@@ -61,4 +52,14 @@ fn ensure_target() -> Result<(), CliError> {
             "the target {TARGET} could not be installed: run `rustup target add {TARGET}`"
         ))),
     }
+}
+
+/// Whether rustup has the target; none without rustup.
+pub(super) fn is_target_installed() -> Option<bool> {
+    let listed = Command::new("rustup")
+        .args(["target", "list", "--installed"])
+        .output()
+        .ok()?;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    Some(listed.lines().any(|line| line == TARGET))
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{CliError, OpsArgs, Output, environment, failed};
+use super::{CliError, OpsArgs, Output, environment, failed, print, print_json};
 
 pub(super) fn block_on(
     command: impl Future<Output = Result<(), CliError>>,
@@ -14,20 +14,32 @@ pub(super) fn block_on(
     runtime.block_on(command)
 }
 
+/// Whether a host answers there.
+pub(super) fn ask_running(url: &str, patience: std::time::Duration) -> Result<bool, CliError> {
+    let mut answered = false;
+    block_on(async {
+        let asked = client()?
+            .get(format!("{url}/livez"))
+            .timeout(patience)
+            .send();
+        answered = asked
+            .await
+            .is_ok_and(|response| response.status().is_success());
+        Ok(())
+    })?;
+    Ok(answered)
+}
+
 pub(super) async fn status(ops: &OpsArgs) -> Result<(), CliError> {
     let components = get(ops, "/v1/components").await?;
     let queues = get(ops, "/v1/queues").await?;
     if ops.output == Output::Json {
         return print_json(&serde_json::json!({ "components": components, "queues": queues }));
     }
-    print!(
-        "{}",
-        table(
-            &components,
-            &["id", "kind", "digest", "generation", "since"]
-        )
+    let components = table(
+        &components,
+        &["id", "kind", "digest", "generation", "since"],
     );
-    println!();
     let columns = [
         "name",
         "component",
@@ -39,8 +51,7 @@ pub(super) async fn status(ops: &OpsArgs) -> Result<(), CliError> {
         "completed",
         "retried",
     ];
-    print!("{}", table(&queues, &columns));
-    Ok(())
+    print(&format!("{components}\n{}", table(&queues, &columns)))
 }
 
 pub(super) async fn jobs(id: Option<&str>, ops: &OpsArgs) -> Result<(), CliError> {
@@ -77,6 +88,18 @@ pub(super) async fn dead(queue: &str, ops: &OpsArgs) -> Result<(), CliError> {
         &jobs,
         &["jobId", "jobType", "reason", "description", "finishedAt"],
     )
+}
+
+pub(super) async fn dead_letter(id: &str, queue: &str, ops: &OpsArgs) -> Result<(), CliError> {
+    let job = get(ops, &format!("/v1/jobs/{id}")).await?;
+    if job["state"] != "dead" || job["queue"] != queue {
+        return Err(failed(format!(
+            "`{id}` is no dead letter of `{queue}`: it is {} in `{}`",
+            job["state"].as_str().unwrap_or("unknown"),
+            job["queue"].as_str().unwrap_or("no queue")
+        )));
+    }
+    print_json(&job)
 }
 
 pub(super) async fn act(
@@ -139,17 +162,11 @@ fn print_rows(ops: &OpsArgs, rows: &Value, columns: &[&str]) -> Result<(), CliEr
     if ops.output == Output::Json {
         return print_json(rows);
     }
-    print!("{}", table(rows, columns));
-    Ok(())
-}
-
-fn print_json(value: &Value) -> Result<(), CliError> {
-    println!("{}", serde_json::to_string_pretty(value).map_err(failed)?);
-    Ok(())
+    print(&table(rows, columns))
 }
 
 /// Rows of objects as aligned columns under their names.
-fn table(rows: &Value, columns: &[&str]) -> String {
+pub(super) fn table(rows: &Value, columns: &[&str]) -> String {
     let cell = |row: &Value, column: &str| match &row[column] {
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),

@@ -1,6 +1,5 @@
 //! `up`: read, build, announce, run until told to stop.
 
-use std::io::Write;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -15,16 +14,13 @@ use crate::telemetry::{Telemetry, start_logging};
 const THREADS_END_MAX: Duration = Duration::from_millis(500);
 
 pub(super) fn run(args: UpArgs) -> Result<(), CliError> {
-    let config = Config::read(&args.manifest.from, &args.manifest.variables, &environment)?;
+    let config = args.manifest.read()?;
     if args.build {
         super::build::run(&config)?;
     }
     let _lines = start_logging(args.log_format, args.quiet);
-    let state_dir = args
-        .state_dir
-        .unwrap_or_else(|| config.dir.join(".spin/orchestrator"));
-    let compiled_dir = environment("ORCHESTRATOR_CACHE_DIR")
-        .map_or_else(|| state_dir.join("compiled"), Into::into);
+    let state_dir = super::state_dir(args.state_dir, &config);
+    let compiled_dir = super::compiled_dir(environment("ORCHESTRATOR_CACHE_DIR"), &state_dir);
     let options = Options {
         listen: args.listen,
         ops_listen: args.ops_listen,
@@ -58,9 +54,12 @@ async fn serve(
         .await
         .map_err(failed)?;
     let (application, operations) = host.addresses().map_err(failed)?;
-    println!("application: http://{application}\noperations:  http://{operations}");
-    // A closed stdout is no reason not to run.
-    let _ = std::io::stdout().flush();
+    let listening =
+        format!("application: http://{application}\noperations:  http://{operations}\n");
+    if let Err(error) = super::print(&listening) {
+        // No reason not to run.
+        tracing::warn!(%error, "the addresses could not be printed");
+    }
     let stop = tokio_util::sync::CancellationToken::new();
     let running = host.run(jobs, stop.clone().cancelled_owned());
     let mut running = std::pin::pin!(running);

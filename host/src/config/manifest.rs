@@ -304,6 +304,7 @@ pub(super) fn check(
         );
     }
     Ok(Config {
+        path: file.into(),
         dir: dir.to_owned(),
         router,
         queues,

@@ -144,6 +144,7 @@ impl AttemptEnded<'_> {
     /// Writes it down and counts it.
     pub fn emit(self, telemetry: &Telemetry) {
         self.count(telemetry);
+        telemetry.observe(&self);
         if !telemetry.may_write_job_line() {
             return;
         }
