@@ -75,9 +75,9 @@ struct DeadArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["id", "all"]))]
 struct SelectArgs {
     /// The job; or `--all`.
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
     id: Option<String>,
     /// Every dead letter of the queue.
     #[arg(long)]

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+mod commands;
 #[cfg(target_os = "linux")]
 mod faulty_disk;
 mod guests;

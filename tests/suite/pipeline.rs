@@ -70,7 +70,7 @@ async fn every_accepted_job_ends_though_the_host_is_killed_again_and_again() {
         "concurrency = 16\nmax_attempts = 100",
     )]));
     let mut accepted = BTreeSet::new();
-    for round in 0..6_u64 {
+    for round in 0..12_u64 {
         let posting = async {
             let mut mine = Vec::new();
             for n in 0.. {

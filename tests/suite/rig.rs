@@ -92,7 +92,7 @@ pub fn route(path: &str, guest: &str) -> String {
 /// A running host and its directory, which outlives restarts.
 pub struct Rig {
     dir: tempfile::TempDir,
-    faults: Option<FaultyDisk>,
+    way: Way,
     child: Child,
     app: String,
     ops: String,
@@ -138,32 +138,61 @@ impl FaultyDisk {
     }
 }
 
+/// What became of a command.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub printed: String,
+    pub said: String,
+}
+
+impl Ran {
+    /// What it printed, which must be JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.printed).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// How a host is started.
+#[derive(Default)]
+pub struct Way {
+    pub arguments: Vec<&'static str>,
+    pub environment: Vec<(&'static str, &'static str)>,
+    pub faults: Option<FaultyDisk>,
+}
+
+impl Way {
+    fn quiet() -> Self {
+        Self {
+            arguments: vec!["--quiet"],
+            ..Self::default()
+        }
+    }
+}
+
 /// A started process whose announcement has been read, or what it said instead.
-fn start(
-    dir: &Path,
-    faults: Option<&FaultyDisk>,
-) -> Result<(Child, String, String), (ExitStatus, String)> {
+fn start(dir: &Path, way: &Way) -> Result<(Child, String, String), (ExitStatus, String)> {
     // Compiled code is shared by the tests, as it is by restarts.
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled");
     let mut command = Command::new(env!("CARGO_BIN_EXE_orchestrator"));
-    if let Some(faults) = faults {
+    if let Some(faults) = &way.faults {
         command
             .env("LD_PRELOAD", FaultyDisk::library())
             .env("FAULTDISK_SWITCHES", &faults.switches)
             .env("FAULTDISK_UNDER", dir.join(".spin"));
     }
+    let ops_listen = if way.arguments.contains(&"--ops-listen") {
+        &[][..]
+    } else {
+        &["--ops-listen", "127.0.0.1:0"]
+    };
     let mut child = command
-        .args([
-            "up",
-            "--quiet",
-            "--listen",
-            "127.0.0.1:0",
-            "--ops-listen",
-            "127.0.0.1:0",
-            "-f",
-        ])
+        .args(["up", "--listen", "127.0.0.1:0", "-f"])
         .arg(dir)
+        .args(&way.arguments)
+        .args(ops_listen)
         .env("ORCHESTRATOR_CACHE_DIR", cache)
+        .envs(way.environment.iter().copied())
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(dir.join("stderr")).unwrap())
         .spawn()
@@ -186,9 +215,14 @@ fn start(
 
 /// Starts a host that must refuse to start; says with which code and words.
 pub fn refused(manifest: &str) -> (i32, String) {
+    refused_in(manifest, &Way::quiet())
+}
+
+/// The same, started in this way.
+pub fn refused_in(manifest: &str, way: &Way) -> (i32, String) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
-    let Err((status, said)) = start(dir.path(), None) else {
+    let Err((status, said)) = start(dir.path(), way) else {
         panic!("it started")
     };
     (status.code().unwrap(), said)
@@ -196,7 +230,12 @@ pub fn refused(manifest: &str) -> (i32, String) {
 
 impl Rig {
     pub fn up(manifest: &str) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), None, manifest)
+        Self::up_in(manifest, Way::quiet())
+    }
+
+    /// A host that is started in this way.
+    pub fn up_in(manifest: &str, way: Way) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), way, manifest)
     }
 
     /// A host on a disk that can be made to fail.
@@ -205,22 +244,52 @@ impl Rig {
         let switches = dir.path().join("faults");
         std::fs::create_dir(&switches).unwrap();
         let faults = FaultyDisk { switches };
-        (Self::start_in(dir, Some(faults.clone()), manifest), faults)
+        let way = Way {
+            faults: Some(faults.clone()),
+            ..Way::quiet()
+        };
+        (Self::start_in(dir, way, manifest), faults)
     }
 
-    fn start_in(dir: tempfile::TempDir, faults: Option<FaultyDisk>, manifest: &str) -> Self {
+    fn start_in(dir: tempfile::TempDir, way: Way, manifest: &str) -> Self {
         std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
-        let (child, app, ops) = start(dir.path(), faults.as_ref())
-            .unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
+        let (child, app, ops) =
+            start(dir.path(), &way).unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         Self {
             dir,
-            faults,
+            way,
             child,
             app,
             ops,
             client,
         }
+    }
+
+    /// Runs a command of the program against this host, or this application.
+    pub fn command(&self, arguments: &[&str]) -> Ran {
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled");
+        let output = Command::new(env!("CARGO_BIN_EXE_orchestrator"))
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .env("ORCHESTRATOR_CACHE_DIR", cache)
+            .env("ORCHESTRATOR_OPS", &self.ops)
+            .envs(self.way.environment.iter().copied())
+            .output()
+            .unwrap();
+        Ran {
+            code: output.status.code().unwrap(),
+            printed: String::from_utf8(output.stdout).unwrap(),
+            said: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    pub fn ops_url(&self) -> &str {
+        &self.ops
+    }
+
+    pub fn client(&self) -> &reqwest::Client {
+        &self.client
     }
 
     pub fn app_address(&self) -> &str {
@@ -235,7 +304,7 @@ impl Rig {
     }
 
     pub fn restart(&mut self) {
-        let started = start(self.dir.path(), self.faults.as_ref())
+        let started = start(self.dir.path(), &self.way)
             .unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
         (self.child, self.app, self.ops) = started;
     }

@@ -20,8 +20,10 @@ use super::{BenchError, Plan, Sample, fresh_dir, latencies, micros, repeat, runt
 use crate::clock::now_ms;
 use crate::host::{read, runtime_config_of, worker_of};
 
-/// Messages that one round of receiving and settling works off at most.
-const SETTLED_MAX: usize = 200_000;
+/// Messages put there for each second of receiving and settling: more than it gets through.
+const BACKLOG_PER_SECOND: f64 = 150_000.0;
+/// Messages put there at a time.
+const SENT_AT_ONCE: usize = 1_000;
 /// Messages received at a time.
 const RECEIVED_AT_ONCE: usize = 64;
 
@@ -108,8 +110,14 @@ pub fn receive_settle(plan: &Plan, in_flight: usize) -> Result<Sample, BenchErro
     runtime.block_on(async {
         let (broker, queue) = open(dir.path())?;
         let payload = Bytes::from(plan.payload.clone());
-        for first in (0..SETTLED_MAX).step_by(1_000) {
-            let messages = (first..first + 1_000).map(|n| message(n, &payload));
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a number of messages, positive and far below 2^52"
+        )]
+        let mut left = (BACKLOG_PER_SECOND * plan.duration.as_secs_f64()).ceil() as usize;
+        for first in (0..left).step_by(SENT_AT_ONCE) {
+            let messages = (first..left.min(first + SENT_AT_ONCE)).map(|n| message(n, &payload));
             for sent in queue.send_many(messages.collect()).await {
                 sent.map_err(refused)?;
             }
@@ -117,7 +125,6 @@ pub fn receive_settle(plan: &Plan, in_flight: usize) -> Result<Sample, BenchErro
         let (mut histogram, mut count) = (latencies(), 0);
         let began = Instant::now();
         let mut settles = FuturesUnordered::new();
-        let mut left = SETTLED_MAX;
         loop {
             while settles.len() + RECEIVED_AT_ONCE <= in_flight
                 && left > 0

@@ -272,12 +272,14 @@ pub struct GuestSaid<'a> {
 impl GuestSaid<'_> {
     /// Writes it down, within the rate of lines about jobs.
     pub fn emit(self, telemetry: &Telemetry) {
-        if telemetry.may_write_job_line() {
+        // Blank lines are kept with the attempt; on the console they tell nothing.
+        if !self.message.is_empty() && telemetry.may_write_job_line() {
             let job = self.job.unwrap_or_default();
             tracing::info!(
                 component = self.component,
                 job,
-                level = self.level,
+                // `level` is the line's own, and JSON has each key once.
+                guest_level = self.level,
                 "{}",
                 self.message
             );
