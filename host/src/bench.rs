@@ -313,6 +313,7 @@ impl Target {
         let options = Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             ops_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            servicebus_listen: None,
             ops_token: None,
             state_dir: dir.path().to_owned(),
             compiled_dir: plan.compiled_dir.clone(),

@@ -163,6 +163,9 @@ struct UpArgs {
     /// Address of the operations listener.
     #[arg(long, default_value = "127.0.0.1:3001")]
     ops_listen: SocketAddr,
+    /// Serve the embedded queue as Azure Service Bus REST at this address, on loopback.
+    #[arg(long, value_name = "ADDR")]
+    servicebus_listen: Option<SocketAddr>,
     /// Where everything durable lies [default: `.spin/orchestrator` beside the manifest].
     #[arg(long)]
     state_dir: Option<PathBuf>,

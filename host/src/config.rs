@@ -14,6 +14,7 @@ use std::time::Duration;
 use orchestrator_engine::http::HttpLimits;
 use orchestrator_engine::outbound::AllowedHosts;
 use orchestrator_queue::QueueConfig;
+use orchestrator_servicebus::connection_string::ConnectionString;
 
 use crate::dispatch::DispatchConfig;
 pub use route::{Routed, Router};
@@ -73,6 +74,8 @@ pub struct Build {
 /// `[application.trigger.servicebus]`.
 #[derive(Clone, Debug)]
 pub struct HostSettings {
+    /// The Service Bus namespace that keeps the queues; none: they are kept here.
+    pub service_bus: Option<ConnectionString>,
     /// Where a message goes that names no queue; the first queue without it.
     pub default_queue: Option<String>,
     /// How long requests and jobs may take to finish when the host stops.

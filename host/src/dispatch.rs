@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use orchestrator_engine::worker::Limits;
 use orchestrator_queue::Delivery;
-use orchestrator_queue::local::Queue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::components::WorkerSlot;
+use crate::queue::Queue;
 use crate::telemetry::Telemetry;
 use crate::telemetry::events::ReceiveFailed;
 use chaos::Chaos;
@@ -152,6 +152,15 @@ impl Dispatcher {
                         .await;
                     retry_in = (retry_in * 2).min(RECEIVE_RETRY_MAX);
                 }
+            }
+        }
+        // What is on its way already has counted a delivery: it is done, too.
+        let working = self.0.stop.working.clone();
+        let last = working.run_until_cancelled(self.0.queue.drain()).await;
+        for delivery in last.into_iter().flatten() {
+            // The semaphore is never closed, so acquiring cannot fail.
+            if let Ok(permit) = permits.clone().acquire_owned().await {
+                self.start(&tasks, delivery, permit);
             }
         }
         tasks.close();

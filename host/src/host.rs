@@ -10,8 +10,12 @@ use orchestrator_engine::guest_log::{LogSink, Said};
 use orchestrator_engine::http::HttpComponent;
 use orchestrator_engine::worker::Grants;
 use orchestrator_engine::{Outbox, Runtime, RuntimeConfig, WorkerComponent};
+use orchestrator_queue::Retention;
 use orchestrator_queue::local::{Broker, BrokerOptions, Clock, Health};
+use orchestrator_servicebus::client::{self, Namespace, QueueOptions, Reach};
+use orchestrator_servicebus::server::Server;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,6 +24,8 @@ use crate::config::{ComponentConfig, Config, QueueTrigger};
 use crate::dispatch::{Dispatcher, Stop};
 use crate::ingest::{self, Application, IngestConfig};
 use crate::ops::{self, Operations};
+use crate::queue::Queue;
+use crate::service_bus_keys::{self, KeysError};
 use crate::telemetry::Telemetry;
 use crate::telemetry::events::{
     ComponentLoaded, GuestMeasured, GuestSaid, InstanceCrashed, ListenerOpened, Stopped, Stopping,
@@ -35,6 +41,13 @@ const BACKLOG: u32 = 4_096;
 /// ones that are being checked or torn down.
 const INSTANCES_SPARE: u32 = 32;
 
+/// Jobs that a host without a queue of its own remembers.
+const JOBS_KEPT: Retention = Retention {
+    age: Duration::from_secs(24 * 3600),
+    count: 100_000,
+    bytes: 256 * 1024 * 1024,
+};
+
 /// How the host is started.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -42,6 +55,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Address of the operations listener.
     pub ops_listen: SocketAddr,
+    /// Address of the Service Bus listener, if there is to be one.
+    pub servicebus_listen: Option<SocketAddr>,
     /// Token that operations need; required beyond loopback.
     pub ops_token: Option<String>,
     /// Where everything durable lies.
@@ -58,6 +73,22 @@ pub enum HostError {
         "the operations listener does not bind {0} without a token: set ORCHESTRATOR_OPS_TOKEN, or use a loopback address"
     )]
     OpsUnprotected(SocketAddr),
+    /// The queues are not kept here, so they cannot be served either.
+    #[error(
+        "`--servicebus-listen` serves the embedded queue, and this host uses Service Bus at {0}: leave one of them out"
+    )]
+    NothingToServe(String),
+    /// The Service Bus listener would send keys and messages in the clear.
+    #[error(
+        "the Service Bus listener does not bind {0}: it speaks plain HTTP, so use a loopback address, and a proxy with TLS for other machines"
+    )]
+    ServiceBusUnprotected(SocketAddr),
+    /// The keys of the Service Bus listener cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// Service Bus cannot be used.
+    #[error(transparent)]
+    ServiceBus(#[from] client::ConnectError),
     /// A socket cannot be bound.
     #[error("cannot listen on {addr}: {source}; choose another address with `{flag}`")]
     Listen {
@@ -94,9 +125,11 @@ pub struct Host {
     application: Arc<Application>,
     operations: Arc<Operations>,
     dispatchers: Vec<Dispatcher>,
-    broker: Broker,
+    store: Store,
+    health: watch::Receiver<Health>,
     app_listener: TcpListener,
     ops_listener: TcpListener,
+    servicebus: Option<(TcpListener, Server)>,
     stop: Stop,
     shutdown_timeout: Duration,
     request_timeout: Duration,
@@ -112,12 +145,31 @@ impl Host {
         if !options.ops_listen.ip().is_loopback() && options.ops_token.is_none() {
             return Err(HostError::OpsUnprotected(options.ops_listen));
         }
+        let servicebus_listener = match options.servicebus_listen {
+            Some(addr) if !addr.ip().is_loopback() => {
+                return Err(HostError::ServiceBusUnprotected(addr));
+            }
+            Some(addr) => Some(bind(addr, "--servicebus-listen")?),
+            None => None,
+        };
         let app_listener = bind(options.listen, "--listen")?;
         let ops_listener = bind(options.ops_listen, "--ops-listen")?;
-        let broker = open_store(&config, &options)?;
+        let store = open_store(&config, &options)?;
+        let queues = store.queues(&config);
+        let health = store.health();
+        let servicebus = match (servicebus_listener, &store) {
+            (None, _) => None,
+            (Some(listener), Store::Embedded(broker)) => {
+                let verifier = service_bus_keys::verifier(&options.state_dir)?;
+                Some((listener, Server::new(broker.all(), verifier)))
+            }
+            (Some(_), Store::ServiceBus(namespace)) => {
+                return Err(HostError::NothingToServe(namespace.origin().to_owned()));
+            }
+        };
         let runtime = Runtime::new(&runtime_config_of(&config, &options.compiled_dir))?;
         let workers = load_workers(&config, &runtime).await?;
-        let outbox = ingest::outbox(broker.queues(), config.host.default_queue.as_deref());
+        let outbox = ingest::outbox(&queues, config.host.default_queue.as_deref());
         let mut http = Vec::new();
         for id in config.router.components() {
             let component = &config.components[id];
@@ -140,7 +192,7 @@ impl Host {
         let dispatchers: Vec<Dispatcher> = config
             .queues
             .iter()
-            .zip(broker.queues())
+            .zip(&queues)
             .map(|(trigger, queue)| {
                 let worker = workers[&trigger.component].clone();
                 Dispatcher::new(
@@ -155,14 +207,19 @@ impl Host {
         let application = Arc::new(Application {
             router: config.router.clone(),
             components: http.clone(),
-            queues: broker.queues().to_vec(),
+            queues: config
+                .queues
+                .iter()
+                .zip(queues)
+                .map(|(trigger, queue)| (queue, trigger.dispatch.attempts_max))
+                .collect(),
             telemetry: telemetry.clone(),
         });
         let operations = Arc::new(Operations {
             http,
             workers: workers.into_values().collect(),
             dispatchers: dispatchers.clone(),
-            health: broker.health(),
+            health: health.clone(),
             stopping: stop.receiving.clone(),
             token: options.ops_token,
             telemetry,
@@ -171,9 +228,11 @@ impl Host {
             application,
             operations,
             dispatchers,
-            broker,
+            store,
+            health,
             app_listener,
             ops_listener,
+            servicebus,
             stop,
             shutdown_timeout: config.host.shutdown_timeout,
             request_timeout: config.host.http.request_timeout,
@@ -186,6 +245,12 @@ impl Host {
             self.app_listener.local_addr()?,
             self.ops_listener.local_addr()?,
         ))
+    }
+
+    /// Where the Service Bus listener is, if there is one.
+    pub fn servicebus_address(&self) -> Option<SocketAddr> {
+        let (listener, _) = self.servicebus.as_ref()?;
+        listener.local_addr().ok()
     }
 
     /// Runs until `shutdown`, then stops: no more work is taken, requests and
@@ -209,6 +274,13 @@ impl Host {
             }
             .emit();
         }
+        if let Some(addr) = self.servicebus_address() {
+            ListenerOpened {
+                listener: "servicebus",
+                addr,
+            }
+            .emit();
+        }
         let ops_stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         for dispatcher in self.dispatchers {
@@ -224,6 +296,9 @@ impl Host {
             ingest,
             self.stop.receiving.clone(),
         ));
+        if let Some((listener, server)) = self.servicebus {
+            tasks.spawn(server.serve(listener, self.stop.receiving.clone()));
+        }
         let ops_server = tokio::spawn(ops::serve(
             self.ops_listener,
             self.operations,
@@ -233,7 +308,7 @@ impl Host {
 
         let poisoned = tokio::select! {
             () = shutdown => None,
-            reason = watch_health(&self.broker) => Some(reason),
+            reason = watch_health(self.health) => Some(reason),
         };
         let deadline = if poisoned.is_some() {
             Duration::ZERO
@@ -250,7 +325,9 @@ impl Host {
         }
         ops_stop.cancel();
         let _ = ops_server.await;
-        self.broker.close().await;
+        if let Store::Embedded(broker) = self.store {
+            broker.close().await;
+        }
         Stopped.emit();
         poisoned.map_or(Ok(()), |reason| Err(HostError::Poisoned(reason)))
     }
@@ -260,8 +337,7 @@ impl Host {
 const GIVE_BACK_MAX: Duration = Duration::from_secs(5);
 
 /// Tells changes of the store's health; ends with the reason once it is poisoned.
-async fn watch_health(broker: &Broker) -> String {
-    let mut health = broker.health();
+async fn watch_health(mut health: watch::Receiver<Health>) -> String {
     while health.changed().await.is_ok() {
         let now = health.borrow_and_update().clone();
         match now {
@@ -273,7 +349,7 @@ async fn watch_health(broker: &Broker) -> String {
             Health::Poisoned { reason } => return reason,
         }
     }
-    // The sender lives as long as the broker.
+    // The sender lives as long as the store.
     std::future::pending().await
 }
 
@@ -291,7 +367,62 @@ fn bind(addr: SocketAddr, flag: &'static str) -> Result<TcpListener, HostError> 
     listen().map_err(|source| HostError::Listen { addr, flag, source })
 }
 
-fn open_store(config: &Config, options: &Options) -> Result<Broker, HostError> {
+/// What keeps the queues.
+enum Store {
+    Embedded(Broker),
+    ServiceBus(Namespace),
+}
+
+impl Store {
+    /// The manifest's queues, in its order.
+    fn queues(&self, config: &Config) -> Vec<Queue> {
+        match self {
+            Self::Embedded(broker) => broker.queues().iter().cloned().map(Queue::from).collect(),
+            Self::ServiceBus(namespace) => config
+                .queues
+                .iter()
+                .map(|trigger| {
+                    let name = trigger.queue.name.clone();
+                    namespace.queue(QueueOptions { name }).into()
+                })
+                .collect(),
+        }
+    }
+
+    /// Whether jobs can be accepted.
+    fn health(&self) -> watch::Receiver<Health> {
+        match self {
+            Self::Embedded(broker) => broker.health(),
+            Self::ServiceBus(namespace) => {
+                let (told, health) = watch::channel(Health::Ready);
+                let mut reach = namespace.reach();
+                tokio::spawn(async move {
+                    while reach.changed().await.is_ok() {
+                        let now = match reach.borrow_and_update().clone() {
+                            Reach::Up => Health::Ready,
+                            Reach::Down { reason } => Health::Degraded { reason },
+                        };
+                        told.send_replace(now);
+                    }
+                });
+                health
+            }
+        }
+    }
+}
+
+fn open_store(config: &Config, options: &Options) -> Result<Store, HostError> {
+    if let Some(connection) = &config.host.service_bus {
+        let retention = config
+            .queues
+            .first()
+            .map_or(JOBS_KEPT, |trigger| trigger.queue.retention);
+        return Ok(Store::ServiceBus(Namespace::new(
+            connection,
+            &options.state_dir,
+            retention,
+        )?));
+    }
     let broker = BrokerOptions {
         dir: options.state_dir.join("queue"),
         queues: config
@@ -308,7 +439,7 @@ fn open_store(config: &Config, options: &Options) -> Result<Broker, HostError> {
         took: recovery.took,
     }
     .emit();
-    Ok(broker)
+    Ok(Store::Embedded(broker))
 }
 
 /// What the engine must hold for this application.

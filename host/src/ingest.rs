@@ -18,8 +18,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 
 use crate::components::HttpSlot;
 use crate::config::Router;
+use crate::queue::Queue;
 use crate::telemetry::Telemetry;
-use orchestrator_queue::local::Queue;
 
 pub use job_page::{Result as JobResult, result_of};
 pub use listener::serve;
@@ -43,8 +43,8 @@ pub struct Application {
     pub router: Router,
     /// The HTTP components, by the router's index.
     pub components: Vec<Arc<HttpSlot>>,
-    /// The queues, for the pages of their jobs.
-    pub queues: Vec<Queue>,
+    /// The queues and how often each job of theirs is tried, for the jobs' pages.
+    pub queues: Vec<(Queue, u32)>,
     /// Where events go.
     pub telemetry: Telemetry,
 }

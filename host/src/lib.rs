@@ -6,6 +6,8 @@
 //! | [`host`] | builds every part, runs them, stops them in order |
 //! | [`ingest`] | the application listener: POST in, 202 out, job pages |
 //! | [`dispatch`] | pulls deliveries, runs them, settles each once |
+//! | [`queue`] | a queue, whichever engine keeps it |
+//! | [`service_bus_keys`] | who may use the Service Bus listener |
 //! | [`ops`] | the operations listener: health, metrics, jobs, dead letters |
 //! | [`components`] | which version of each component runs now |
 //! | [`telemetry`] | every event a struct: log line and metrics together |
@@ -13,7 +15,8 @@
 //! | [`cli`] | the command line |
 //!
 //! Beside them, as crates of their own: `orchestrator_engine` (all that knows
-//! wasmtime) and `orchestrator_queue` (all that knows the disk).
+//! wasmtime), `orchestrator_queue` (all that knows the disk) and
+//! `orchestrator_servicebus` (all that knows the wire of Service Bus).
 
 pub mod bench;
 pub mod cli;
@@ -24,4 +27,6 @@ pub mod dispatch;
 pub mod host;
 pub mod ingest;
 pub mod ops;
+pub mod queue;
+pub mod service_bus_keys;
 pub mod telemetry;

@@ -191,7 +191,8 @@ async fn ready(State(ops): Ops) -> Result<&'static str, Refusal> {
 
 async fn metrics(State(ops): Ops) -> Result<Response, Refusal> {
     for dispatcher in &ops.dispatchers {
-        let stats = dispatcher.queue().stats().await;
+        // Without the right to ask Service Bus, only what is in hand is known.
+        let stats = dispatcher.queue().stats().await.unwrap_or_default();
         let age_ms = stats
             .oldest_due_at
             .map_or(0, |oldest| now_ms().saturating_sub(oldest));

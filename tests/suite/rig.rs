@@ -255,7 +255,7 @@ impl Rig {
         std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
         let (child, app, ops) =
             start(dir.path(), &way).unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = orchestrator_servicebus::http_client().build().unwrap();
         Self {
             dir,
             way,

@@ -23,6 +23,7 @@ fn config() -> QueueConfig {
         max_delivery_count: 10,
         duplicate_window: Duration::from_secs(600),
         time_to_live: None,
+        dead_letter_expired: true,
         max_bytes: u64::MAX,
         retention: Retention {
             age: Duration::from_secs(3600),
@@ -53,6 +54,7 @@ fn message(n: u64) -> Message {
         traceparent: None,
         delay: Duration::ZERO,
         time_to_live: None,
+        envelope: Bytes::new(),
     }
 }
 

@@ -127,6 +127,7 @@ fn open(
             max_delivery_count: 10,
             duplicate_window: Duration::from_secs(600),
             time_to_live: None,
+            dead_letter_expired: true,
             max_bytes: u64::MAX,
             retention: Retention {
                 age: Duration::from_secs(3600),
@@ -153,6 +154,7 @@ fn message(n: usize) -> Message {
         traceparent: None,
         delay: Duration::ZERO,
         time_to_live: None,
+        envelope: Bytes::new(),
     }
 }
 

@@ -10,16 +10,18 @@ use uuid::Uuid;
 /// A point in time: milliseconds since 1970-01-01 UTC.
 pub type Millis = u64;
 
-/// Longest message id, in bytes. Service Bus allows 128 characters for its `MessageId`.
-pub const MESSAGE_ID_BYTES_MAX: usize = 128;
+/// Longest message id, in characters: what Service Bus allows for its `MessageId`.
+pub const MESSAGE_ID_CHARS_MAX: usize = 128;
 /// Largest payload of one message, in bytes: what Service Bus takes over HTTP on its largest tier.
 pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 /// Most custom properties on one message.
 pub const PROPERTIES_MAX: usize = 64;
 /// Longest name of a custom property, in bytes.
 pub const PROPERTY_NAME_BYTES_MAX: usize = 128;
-/// Longest value of a custom property, in bytes.
-pub const PROPERTY_VALUE_BYTES_MAX: usize = 4096;
+/// Longest value of a custom property, in bytes: what Service Bus allows.
+pub const PROPERTY_VALUE_BYTES_MAX: usize = 32 * 1024;
+/// Largest [`Message::envelope`], in bytes: as much as Service Bus allows for all headers.
+pub const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 /// Longest job type, in bytes.
 pub const JOB_TYPE_BYTES_MAX: usize = 256;
 /// Longest delay before a message is due: a year, so that arithmetic on times cannot overflow.
@@ -28,7 +30,8 @@ pub const DELAY_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A message on its way into a queue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// Identity and duplicate-detection key: visible ASCII, 1 to [`MESSAGE_ID_BYTES_MAX`] bytes.
+    /// Identity and duplicate-detection key: 1 to [`MESSAGE_ID_CHARS_MAX`]
+    /// characters, none of them a control character.
     pub id: String,
     /// What kind of job it carries.
     pub job_type: String,
@@ -45,6 +48,9 @@ pub struct Message {
     /// How long it may wait, counted from when it is due, before it is
     /// dead-lettered unrun. `None`: the queue's own time to live.
     pub time_to_live: Option<Duration>,
+    /// What the wire that it came by must give back with it, and nothing here
+    /// reads. At most [`ENVELOPE_BYTES_MAX`].
+    pub envelope: Bytes,
 }
 
 /// Proof of acceptance.
@@ -126,6 +132,8 @@ pub enum Settlement {
         /// What happened, for people.
         description: String,
     },
+    /// Give it back: due at once in its old place. The delivery stays counted.
+    Abandon,
     /// Give it back as if this delivery had never been: due at once in its old
     /// place, not counted.
     Release,
@@ -312,8 +320,24 @@ pub struct QueueStats {
     pub locks_lost: u64,
 }
 
-/// Settings of one queue. Each is set in the manifest; see the README for defaults and reasons.
+/// A dead letter with its message.
 #[derive(Clone, Debug, PartialEq)]
+pub struct DeadMessage {
+    /// Number of the message in its queue.
+    pub sequence: u64,
+    /// The message as it was sent.
+    pub message: Message,
+    /// When the queue accepted it.
+    pub enqueued_at: Millis,
+    /// Deliveries counted before it died.
+    pub delivery_count: u32,
+    /// Why it is dead.
+    pub dead_letter: DeadLetter,
+}
+
+/// Settings of one queue. Each is set in the manifest, or by who creates the
+/// queue while the host runs; see the README for defaults and reasons.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QueueConfig {
     /// Its name in the manifest.
     pub name: String,
@@ -325,6 +349,8 @@ pub struct QueueConfig {
     pub duplicate_window: Duration,
     /// How long a message may wait once due. `None`: for ever.
     pub time_to_live: Option<Duration>,
+    /// Whether a message that waited too long is dead-lettered; it is dropped otherwise.
+    pub dead_letter_expired: bool,
     /// Bytes it may hold, dead letters included.
     pub max_bytes: u64,
     /// How finished jobs are kept.
@@ -332,7 +358,7 @@ pub struct QueueConfig {
 }
 
 /// How long completed jobs stay readable; whichever bound is met first.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Retention {
     /// Age after which one is forgotten.
     pub age: Duration,
@@ -347,6 +373,8 @@ pub struct Retention {
 pub enum Selection {
     /// The one with this job id.
     One(String),
+    /// The one with this number.
+    Sequence(u64),
     /// Every one.
     All,
 }

@@ -31,5 +31,5 @@ mod records;
 mod store;
 mod writer;
 
-pub use broker::{Broker, BrokerOptions, Health, OpenError, Queue, Recovery};
+pub use broker::{Broker, BrokerOptions, CreateError, Health, OpenError, Queue, Queues, Recovery};
 pub use clock::{Clock, ManualClock};

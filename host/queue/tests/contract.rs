@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use orchestrator_queue::local::{Broker, BrokerOptions, Clock, ManualClock, OpenError, Queue};
 use orchestrator_queue::*;
 
@@ -24,6 +26,7 @@ fn config() -> QueueConfig {
         max_delivery_count: 3,
         duplicate_window: 600 * SECOND,
         time_to_live: None,
+        dead_letter_expired: true,
         max_bytes: 1 << 30,
         retention: Retention {
             age: 3_600 * SECOND,
@@ -83,6 +86,7 @@ fn message(id: &str) -> Message {
         traceparent: None,
         delay: Duration::ZERO,
         time_to_live: None,
+        envelope: Bytes::new(),
     }
 }
 
@@ -465,14 +469,14 @@ async fn a_message_over_a_limit_is_refused_with_the_limit() {
                 id: String::new(),
                 ..message("x")
             },
-            "the message id is empty",
+            "0 characters; 1 to 128",
         ),
         (
             Message {
-                id: "a b".to_owned(),
+                id: "a\tb".to_owned(),
                 ..message("x")
             },
-            "visible ASCII",
+            "control character",
         ),
         (
             Message {
@@ -494,4 +498,103 @@ async fn a_message_over_a_limit_is_refused_with_the_limit() {
         };
         assert!(why.contains(told), "{why}");
     }
+}
+
+#[tokio::test]
+async fn an_abandoned_delivery_comes_back_at_once_in_its_place_and_counts() {
+    let rig = rig(config());
+    for id in ["a", "b"] {
+        rig.queue.send(message(id)).await.unwrap();
+    }
+    for count in 1..=3 {
+        let first = rig.take().await;
+        assert_eq!(
+            (first.message.id.as_str(), first.delivery_count),
+            ("a", count)
+        );
+        rig.queue
+            .settle(first.lock, Settlement::Abandon, None)
+            .await
+            .unwrap();
+    }
+    assert_eq!(rig.take().await.message.id, "b");
+    let dead = rig.queue.dead_messages(None, 10).await.unwrap();
+    assert_eq!(dead[0].message, message("a"));
+    assert_eq!(
+        (dead[0].delivery_count, dead[0].dead_letter.reason.as_str()),
+        (3, REASON_MAX_DELIVERY_COUNT)
+    );
+    let one = Selection::Sequence(dead[0].sequence);
+    assert_eq!(rig.queue.purge(one.clone()).await, Ok(1));
+    assert_eq!(rig.queue.purge(one).await, Ok(0));
+}
+
+#[tokio::test]
+async fn an_expired_message_is_dropped_where_the_queue_says_so() {
+    let rig = rig(QueueConfig {
+        time_to_live: Some(SECOND),
+        dead_letter_expired: false,
+        ..config()
+    });
+    rig.queue.send(message("a")).await.unwrap();
+    rig.clock.advance(2 * SECOND);
+    rig.queue.send(message("b")).await.unwrap();
+    assert_eq!(rig.take().await.message.id, "b");
+    let stats = rig.queue.stats().await;
+    assert_eq!((stats.dead, stats.ready, stats.locked), (0, 0, 1));
+}
+
+#[tokio::test]
+async fn an_envelope_comes_back_as_it_was_sent() {
+    let rig = rig(config());
+    let sent = Message {
+        envelope: Bytes::from_static(b"\x00any bytes"),
+        ..message("a")
+    };
+    rig.queue.send(sent.clone()).await.unwrap();
+    assert_eq!(rig.take().await.message, sent);
+}
+
+#[tokio::test]
+async fn a_created_queue_works_at_once_and_after_a_restart_and_is_gone_when_deleted() {
+    let rig = rig(config());
+    let all = rig.broker.all();
+    let settings = QueueConfig {
+        name: "Orders".to_owned(),
+        ..config()
+    };
+    let orders = all.create(settings.clone()).await.unwrap();
+    assert!(all.create(settings.clone()).await.is_err());
+    orders.send(message("a")).await.unwrap();
+    orders.send(message("b")).await.unwrap();
+    let changed = QueueConfig {
+        max_delivery_count: 1,
+        ..settings.clone()
+    };
+    assert!(all.configure(changed.clone()).await.unwrap().is_some());
+    assert_eq!(
+        all.configure(config()).await.unwrap().map(|_| ()),
+        None,
+        "the manifest's own"
+    );
+    drop((orders, all));
+
+    let rig = rig.reopen(config(), START).await;
+    let all = rig.broker.all();
+    let orders = all.find("orders").unwrap();
+    assert_eq!(orders.config(), &changed);
+    let delivery = orders.receive(1).await.unwrap().pop().unwrap();
+    assert_eq!(delivery.message, message("a"));
+
+    let waiting = tokio::spawn(async move { orders.receive(10).await.map(|taken| taken.len()) });
+    assert_eq!(waiting.await.unwrap(), Ok(1));
+    let orders = all.find("orders").unwrap();
+    assert_eq!(all.delete("ORDERS").await, Ok(true));
+    assert_eq!(all.delete("orders").await, Ok(false));
+    assert_eq!(all.delete("jobs").await, Ok(false), "the manifest's own");
+    assert!(orders.send(message("c")).await.is_err());
+    let again = all.create(settings).await.unwrap();
+    assert_eq!(again.stats().await, QueueStats::default());
+    again.send(message("a")).await.unwrap();
+    assert_eq!(again.receive(2).await.unwrap().len(), 1);
 }

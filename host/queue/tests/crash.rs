@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use orchestrator_queue::local::{Broker, BrokerOptions, Clock, Queue};
 use orchestrator_queue::*;
 
@@ -17,6 +19,7 @@ fn options(dir: &Path) -> BrokerOptions {
         max_delivery_count: 10,
         duplicate_window: Duration::from_secs(600),
         time_to_live: None,
+        dead_letter_expired: true,
         max_bytes: 1 << 30,
         retention: Retention {
             age: Duration::from_secs(3_600),
@@ -61,6 +64,7 @@ fn message(n: usize) -> Message {
         traceparent: None,
         delay: Duration::ZERO,
         time_to_live: None,
+        envelope: Bytes::new(),
     }
 }
 

@@ -50,6 +50,7 @@ fn message(n: usize) -> Message {
         traceparent: None,
         delay: Duration::ZERO,
         time_to_live: None,
+        envelope: Bytes::new(),
     }
 }
 
@@ -64,6 +65,7 @@ async fn a_backlog_many_times_the_memory_is_held_and_recovered_within_it() {
             max_delivery_count: 10,
             duplicate_window: Duration::from_secs(600),
             time_to_live: None,
+            dead_letter_expired: true,
             max_bytes: u64::MAX,
             retention: Retention {
                 age: Duration::from_secs(60),

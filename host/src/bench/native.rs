@@ -180,5 +180,6 @@ fn message(posted: Posted<'_>) -> Message {
         traceparent: None,
         delay: Duration::from_secs(posted.delay_seconds.into()),
         time_to_live: None,
+        envelope: Bytes::new(),
     }
 }

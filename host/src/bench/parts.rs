@@ -35,6 +35,7 @@ pub fn queue_config() -> QueueConfig {
         max_delivery_count: 10,
         duplicate_window: Duration::from_secs(600),
         time_to_live: None,
+        dead_letter_expired: true,
         max_bytes: 64 << 30,
         retention: Retention {
             age: Duration::from_secs(24 * 3600),
@@ -69,6 +70,7 @@ fn message(n: usize, payload: &Bytes) -> Message {
         traceparent: None,
         delay: Duration::ZERO,
         time_to_live: None,
+        envelope: Bytes::new(),
     }
 }
 

@@ -123,8 +123,7 @@ async fn get(ops: &OpsArgs, path: &str) -> Result<Value, CliError> {
 }
 
 fn client() -> Result<reqwest::Client, CliError> {
-    reqwest::Client::builder()
-        .no_proxy()
+    orchestrator_servicebus::http_client()
         .build()
         .map_err(failed)
 }

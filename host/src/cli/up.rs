@@ -24,6 +24,7 @@ pub(super) fn run(args: UpArgs) -> Result<(), CliError> {
     let options = Options {
         listen: args.listen,
         ops_listen: args.ops_listen,
+        servicebus_listen: args.servicebus_listen,
         ops_token: environment("ORCHESTRATOR_OPS_TOKEN").filter(|token| !token.is_empty()),
         state_dir,
         compiled_dir,
@@ -54,8 +55,11 @@ async fn serve(
         .await
         .map_err(failed)?;
     let (application, operations) = host.addresses().map_err(failed)?;
-    let listening =
+    let mut listening =
         format!("application: http://{application}\noperations:  http://{operations}\n");
+    if let Some(servicebus) = host.servicebus_address() {
+        listening += &format!("servicebus:  http://{servicebus}\n");
+    }
     if let Err(error) = super::print(&listening) {
         // No reason not to run.
         tracing::warn!(%error, "the addresses could not be printed");

@@ -9,6 +9,7 @@ use orchestrator_engine::http::HttpLimits;
 use orchestrator_engine::outbound::AllowedHosts;
 use orchestrator_engine::worker::Limits;
 use orchestrator_queue::{QueueConfig, Retention};
+use orchestrator_servicebus::connection_string::{ConnectionString, ConnectionStringError};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -56,6 +57,7 @@ struct ApplicationTriggers {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Host {
+    connection_string: Option<Spanned<String>>,
     default_queue: Option<Spanned<String>>,
     shutdown_timeout: Option<Spanned<String>>,
     request_timeout: Option<Spanned<String>>,
@@ -295,6 +297,8 @@ pub(super) fn check(
         &source,
         manifest.application.trigger.servicebus.unwrap_or_default(),
         &queues,
+        &variables,
+        environment,
     )?;
     let mut components = BTreeMap::new();
     for (name, component) in &manifest.component {
@@ -471,6 +475,7 @@ fn queue(source: &Source<'_>, trigger: &ServiceBusTrigger) -> Result<QueueTrigge
                 Duration::ZERO..=7 * DAY,
             )?,
             time_to_live,
+            dead_letter_expired: true,
             max_bytes: source.bytes(
                 "max_size",
                 trigger.max_size.as_ref(),
@@ -539,11 +544,52 @@ fn chaos(source: &Source<'_>, table: Option<&ChaosTable>) -> Result<Chaos, Confi
     })
 }
 
+/// Name of the environment variable that users of Azure have set already.
+const SERVICE_BUS_CONNECTION: &str = "SERVICEBUS_CONNECTION_STRING";
+
+/// The manifest's connection string, else the environment's; an empty one is none.
+fn service_bus(
+    source: &Source<'_>,
+    given: Option<&Spanned<String>>,
+    variables: &BTreeMap<String, String>,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<ConnectionString>, ConfigError> {
+    let (text, parsed) = match given {
+        Some(template) => {
+            let at = template.span().start;
+            let text = fill(template.get_ref(), variables).map_err(|why| source.error(at, why))?;
+            let parsed = text.parse().map_err(|error: ConnectionStringError| {
+                source.error(at, format!("`connection_string`: {error}"))
+            });
+            (text, parsed)
+        }
+        None => {
+            let text = environment(SERVICE_BUS_CONNECTION).unwrap_or_default();
+            let parsed = text.parse().map_err(|error: ConnectionStringError| {
+                ConfigError(format!("{SERVICE_BUS_CONNECTION}: {error}"))
+            });
+            (text, parsed)
+        }
+    };
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    parsed.map(Some)
+}
+
 fn host(
     source: &Source<'_>,
     host: Host,
     queues: &[QueueTrigger],
+    variables: &BTreeMap<String, String>,
+    environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<HostSettings, ConfigError> {
+    let service_bus = service_bus(
+        source,
+        host.connection_string.as_ref(),
+        variables,
+        environment,
+    )?;
     if let Some(default) = &host.default_queue
         && !queues
             .iter()
@@ -568,6 +614,7 @@ fn host(
         1..=1_000,
     )?;
     Ok(HostSettings {
+        service_bus,
         default_queue: host.default_queue.map(Spanned::into_inner),
         shutdown_timeout: source.duration(
             "shutdown_timeout",

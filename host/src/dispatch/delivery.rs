@@ -216,6 +216,9 @@ fn consequence(settlement: &Settlement, told: &Told) -> Consequence {
             since_enqueued: Duration::from_millis(now_ms().saturating_sub(told.enqueued_at)),
         },
         Settlement::Retry { delay } => Consequence::Retry { delay: *delay },
+        Settlement::Abandon => Consequence::Retry {
+            delay: Duration::ZERO,
+        },
         Settlement::DeadLetter { .. } => Consequence::DeadLettered,
         Settlement::Release => Consequence::GivenBack,
     }

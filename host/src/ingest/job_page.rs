@@ -107,21 +107,24 @@ async fn page(
         return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail).allow("GET, HEAD"));
     }
     let id = percent_decoded(id);
-    for queue in &application.queues {
+    for (queue, attempts_max) in &application.queues {
         let found = queue.job(&id).await.map_err(|error| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()).retry_after(1)
         })?;
         if let Some(job) = found {
-            return Ok(show(
-                queue.name(),
-                queue.config().max_delivery_count,
-                job,
-                method,
-            ));
+            return Ok(show(queue.name(), *attempts_max, job, method));
         }
     }
-    let detail =
-        format!("no job `{id}` is known here: it was never accepted, or finished too long ago");
+    let is_shared = application
+        .queues
+        .iter()
+        .any(|(queue, _)| queue.engine() == "servicebus");
+    let whose = if is_shared {
+        "by this host; with several hosts on one queue, another may have accepted or run it"
+    } else {
+        "here: it was never accepted, or finished too long ago"
+    };
+    let detail = format!("no job `{id}` is known {whose}");
     Err(Problem::new(StatusCode::NOT_FOUND, detail))
 }
 

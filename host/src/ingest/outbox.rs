@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use orchestrator_engine::{Outbox, OutboxError, OutboxMessage, OutboxReceipt};
-use orchestrator_queue::local::Queue;
 use orchestrator_queue::{Message, Receipt, SendError};
+
+use crate::queue::Queue;
 
 type Answer = Result<OutboxReceipt, OutboxError>;
 /// A queue and the messages for it, each with its place among the answers.
@@ -99,6 +101,7 @@ fn queued(message: OutboxMessage) -> Message {
         traceparent: message.traceparent,
         delay: Duration::from_millis(message.delay_ms),
         time_to_live: None,
+        envelope: Bytes::new(),
     }
 }
 

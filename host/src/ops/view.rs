@@ -36,13 +36,15 @@ pub(super) fn component(id: &str, kind: &'static str, version: &Version) -> Comp
 #[serde(rename_all = "camelCase")]
 pub(super) struct Queue {
     name: String,
+    engine: &'static str,
     component: String,
-    ready: u64,
-    locked: u64,
-    scheduled: u64,
-    dead: u64,
-    bytes: u64,
-    max_bytes: u64,
+    // Null: this host may not ask for it.
+    ready: Option<u64>,
+    locked: Option<u64>,
+    scheduled: Option<u64>,
+    dead: Option<u64>,
+    bytes: Option<u64>,
+    max_bytes: Option<u64>,
     oldest_due_at: Option<String>,
     concurrency: usize,
     in_flight: u64,
@@ -58,20 +60,22 @@ pub(super) async fn queue(dispatcher: &Dispatcher, telemetry: &Telemetry) -> Que
     let totals = telemetry.metrics().totals(queue.name());
     Queue {
         name: queue.name().to_owned(),
+        engine: queue.engine(),
         component: dispatcher.worker().id().to_owned(),
-        ready: stats.ready,
-        locked: stats.locked,
-        scheduled: stats.scheduled,
-        dead: stats.dead,
-        bytes: stats.bytes,
-        max_bytes: queue.config().max_bytes,
-        oldest_due_at: stats.oldest_due_at.map(rfc3339),
+        ready: stats.map(|stats| stats.ready),
+        locked: stats.map(|stats| stats.locked),
+        scheduled: stats.map(|stats| stats.scheduled),
+        dead: stats.map(|stats| stats.dead),
+        // Service Bus counts messages, not bytes.
+        bytes: queue.bytes_max().and(stats).map(|stats| stats.bytes),
+        max_bytes: queue.bytes_max(),
+        oldest_due_at: stats.and_then(|stats| stats.oldest_due_at).map(rfc3339),
         concurrency: dispatcher.config().concurrency,
         in_flight: dispatcher.in_flight(),
         completed: totals.completed,
         retried: totals.retried,
         dead_lettered: totals.dead_lettered,
-        locks_lost: stats.locks_lost,
+        locks_lost: totals.locks_lost,
     }
 }
 

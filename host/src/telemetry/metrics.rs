@@ -357,6 +357,7 @@ impl Metrics {
             completed: self.job_success.get_or_create(&label).get(),
             retried: self.retries.get_or_create(&label).get(),
             dead_lettered: self.dead_letters.get_or_create(&label).get(),
+            locks_lost: self.locks_lost.get_or_create(&label).get(),
         }
     }
 }
@@ -370,6 +371,8 @@ pub struct Totals {
     pub retried: u64,
     /// Moved to the dead letters.
     pub dead_lettered: u64,
+    /// Attempts whose lock was lost.
+    pub locks_lost: u64,
 }
 
 fn label(queue: &str) -> QueueLabel {

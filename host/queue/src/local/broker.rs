@@ -1,5 +1,6 @@
 //! Handles: the broker that owns the store, and its queues.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -13,12 +14,14 @@ use super::commands::{Command, QueueIndex, Waiting, keys};
 use super::disk::{Disk, OpenFailure};
 use super::ledger::{Ledger, LockKey};
 use super::reader::Reader;
-use super::records::{FORMAT_VERSION, META_FORMAT, QueueNumber, Table, queue_number_key};
-use super::store::{Staged, StoreError};
-use super::writer::{FreeDisk, Published, Shared, Writer};
+use super::records::{
+    CREATED, CREATED_END, FORMAT_VERSION, META_FORMAT, QueueNumber, Table, decode, queue_number_key,
+};
+use super::store::{Rows, Staged, StoreError};
+use super::writer::{FreeDisk, Published, Shared, Writer, published};
 use crate::{
-    Attempt, Delivery, Job, JobState, Lock, Message, Millis, QueueConfig, QueueStats, Receipt,
-    RenewError, Selection, SendError, SettleError, Settlement, Unavailable,
+    Attempt, DeadMessage, Delivery, Job, JobState, Lock, Message, Millis, QueueConfig, QueueStats,
+    Receipt, RenewError, Selection, SendError, SettleError, Settlement, Unavailable,
 };
 
 /// Commands that may wait for the writer; beyond that their callers wait.
@@ -91,9 +94,33 @@ pub struct Recovery {
     pub dead: u64,
 }
 
+/// Why a queue was not created.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CreateError {
+    /// There is one of this name.
+    #[error("there is a queue `{0}` already")]
+    Exists(String),
+    /// The store has no number left for another queue.
+    #[error("the store holds as many queues as it can: delete one")]
+    TooMany,
+    /// The store cannot write; a retry may help.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// Looks after the queues of an open store: all of them, those that were
+/// created while it was open included. Clones share it.
+#[derive(Clone)]
+pub struct Queues {
+    open: Arc<RwLock<Vec<Queue>>>,
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
 /// An open store with its queues.
 pub struct Broker {
     queues: Vec<Queue>,
+    all: Queues,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     thread: JoinHandle<()>,
@@ -107,6 +134,9 @@ struct Handle {
     index: QueueIndex,
     number: QueueNumber,
     config: QueueConfig,
+    /// Its settings are kept by the store: it can be changed and deleted.
+    is_created: bool,
+    published: Arc<Mutex<Published>>,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
 }
@@ -126,8 +156,10 @@ impl Broker {
             OpenFailure::Other(reason) => failed(reason),
         })?;
         check_format(&disk, &options.dir)?;
+        let created = created_queues(&disk, &options.queues).map_err(|error| failed(error.0))?;
+        let configs = [options.queues.as_slice(), &created].concat();
         let ledgers =
-            open_ledgers(&disk, &options.queues, clock.now()).map_err(|error| failed(error.0))?;
+            open_ledgers(&disk, &configs, clock.now()).map_err(|error| failed(error.0))?;
         let recovery = Recovery {
             took: began.elapsed(),
             waiting: ledgers.iter().map(Ledger::waiting).sum(),
@@ -143,33 +175,36 @@ impl Broker {
         disk: Disk,
         ledgers: Vec<Ledger>,
     ) -> Result<Self, OpenError> {
-        let published = |ledger: &Ledger| {
-            Mutex::new(Published {
-                stats: ledger.stats(),
-                oldest_from: ledger.oldest_from(),
-                ..Published::default()
-            })
-        };
+        let published: Vec<_> = ledgers.iter().map(Published::of).collect();
         let shared = Arc::new(Shared {
             health: watch::Sender::new(Health::Ready),
             disk: RwLock::new(Some(disk.clone())),
-            queues: ledgers.iter().map(published).collect(),
             syncs: AtomicU64::new(0),
         });
         let (commands, receiver) = mpsc::channel(COMMANDS_WAITING_MAX);
-        let queues = ledgers
+        let from_manifest = options.queues.len();
+        let open: Vec<Queue> = ledgers
             .iter()
+            .zip(&published)
             .enumerate()
-            .map(|(index, ledger)| {
+            .map(|(index, (ledger, published))| {
                 Queue(Arc::new(Handle {
                     index,
                     number: ledger.number(),
                     config: ledger.config().clone(),
+                    is_created: index >= from_manifest,
+                    published: published.clone(),
                     shared: shared.clone(),
                     commands: commands.clone(),
                 }))
             })
             .collect();
+        let queues = open[..from_manifest].to_vec();
+        let all = Queues {
+            open: Arc::new(RwLock::new(open)),
+            shared: shared.clone(),
+            commands: commands.clone(),
+        };
         let dir = options.dir.clone();
         let failed = move |error: std::io::Error| OpenError::Failed {
             dir,
@@ -181,6 +216,8 @@ impl Broker {
             disk: Some(disk),
             waiting: ledgers.iter().map(|_| Default::default()).collect(),
             ledgers,
+            published,
+            deleted: Default::default(),
             shared: shared.clone(),
             clock,
             free_disk: FreeDisk::default(),
@@ -195,6 +232,7 @@ impl Broker {
             .map_err(failed)?;
         Ok(Self {
             queues,
+            all,
             shared,
             commands,
             thread,
@@ -212,6 +250,11 @@ impl Broker {
             .iter()
             .find(|queue| queue.name() == name)
             .cloned()
+    }
+
+    /// All queues, to look after.
+    pub fn all(&self) -> Queues {
+        self.all.clone()
     }
 
     /// Whether the store can be written, now and whenever that changes.
@@ -236,6 +279,162 @@ impl Broker {
         let joined = tokio::task::spawn_blocking(move || thread.join()).await;
         debug_assert!(matches!(joined, Ok(Ok(()))), "the writer panicked");
     }
+}
+
+impl Queues {
+    /// Every queue that is open now.
+    pub fn list(&self) -> Vec<Queue> {
+        self.open
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The queue of this name, whatever its case: so Service Bus compares them.
+    pub fn find(&self, name: &str) -> Option<Queue> {
+        self.list()
+            .into_iter()
+            .find(|queue| queue.name().eq_ignore_ascii_case(name))
+    }
+
+    /// Creates a queue; durable when this returns `Ok`.
+    pub async fn create(&self, config: QueueConfig) -> Result<Queue, CreateError> {
+        if self.find(&config.name).is_some() {
+            return Err(CreateError::Exists(config.name));
+        }
+        let kept = config.clone();
+        let opened = self
+            .ask(|answer| Command::Create { config, answer })
+            .await??;
+        let queue = Queue(Arc::new(Handle {
+            index: opened.index,
+            number: opened.number,
+            config: kept,
+            is_created: true,
+            published: opened.published,
+            shared: self.shared.clone(),
+            commands: self.commands.clone(),
+        }));
+        self.change(|open| open.push(queue.clone()));
+        Ok(queue)
+    }
+
+    /// Gives a created queue other settings under its name. None: a queue of
+    /// the manifest, whose settings stand there, or one that is gone.
+    pub async fn configure(&self, config: QueueConfig) -> Result<Option<Queue>, Unavailable> {
+        let Some(queue) = self.find(&config.name).filter(|queue| queue.0.is_created) else {
+            return Ok(None);
+        };
+        let (index, kept) = (queue.0.index, config.clone());
+        self.ask(|answer| Command::Configure {
+            queue: index,
+            config,
+            answer,
+        })
+        .await?;
+        let changed = Queue(Arc::new(Handle {
+            config: kept,
+            number: queue.0.number,
+            is_created: true,
+            index,
+            published: queue.0.published.clone(),
+            shared: self.shared.clone(),
+            commands: self.commands.clone(),
+        }));
+        self.change(|open| {
+            open.retain(|other| other.0.index != index);
+            open.push(changed.clone());
+        });
+        Ok(Some(changed))
+    }
+
+    /// Deletes a created queue with everything in it; false for a queue of the
+    /// manifest, or one that is gone. A crash meanwhile can leave a part of it.
+    pub async fn delete(&self, name: &str) -> Result<bool, Unavailable> {
+        let Some(queue) = self.find(name).filter(|queue| queue.0.is_created) else {
+            return Ok(false);
+        };
+        let index = queue.0.index;
+        self.change(|open| open.retain(|other| other.0.index != index));
+        while self
+            .ask(|answer| Command::Delete {
+                queue: index,
+                answer,
+            })
+            .await?
+            > 0
+        {}
+        Ok(true)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Queue>)) {
+        change(
+            &mut self
+                .open
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Unavailable> {
+        ask(&self.commands, &self.shared, command).await
+    }
+}
+
+async fn ask<T>(
+    commands: &mpsc::Sender<Command>,
+    shared: &Shared,
+    command: impl FnOnce(oneshot::Sender<T>) -> Command,
+) -> Result<T, Unavailable> {
+    let unavailable = || Unavailable(shared.trouble());
+    let (answer, receiver) = oneshot::channel();
+    commands
+        .send(command(answer))
+        .await
+        .map_err(|_| unavailable())?;
+    receiver.await.map_err(|_| unavailable())
+}
+
+/// The settings of queues that were created while an earlier host ran, but
+/// those that a manifest now has.
+fn created_queues(disk: &Disk, configs: &[QueueConfig]) -> Result<Vec<QueueConfig>, StoreError> {
+    let view = disk.snapshot();
+    let rows = view.scan(Table::Meta, CREATED, CREATED_END, usize::MAX)?;
+    let mut created = Vec::new();
+    for (_, value) in rows {
+        let config: QueueConfig = decode(&value)?;
+        if configs.iter().all(|other| other.name != config.name) {
+            created.push(config);
+        }
+    }
+    Ok(created)
+}
+
+/// The number of a queue, staged when it is new; none when no number is left.
+pub(crate) fn queue_number<R: Rows>(
+    staged: &mut Staged<'_, R>,
+    name: &str,
+) -> Result<Option<QueueNumber>, StoreError> {
+    let key = queue_number_key(name);
+    if let Some(value) = staged.get(Table::Meta, &key)? {
+        return match number(&value) {
+            Some(number) => Ok(Some(number)),
+            None => Err(StoreError::damaged("a queue's number is too short")),
+        };
+    }
+    let known = staged.scan(Table::Meta, b"queue/", b"queue0", usize::MAX)?;
+    let taken: BTreeSet<QueueNumber> = known
+        .iter()
+        .filter_map(|(_, value)| number(value))
+        .collect();
+    let free = (0..QueueNumber::MAX).find(|number| !taken.contains(number));
+    if let Some(free) = free {
+        staged.put(Table::Meta, key, free.to_be_bytes().to_vec());
+    }
+    Ok(free)
 }
 
 fn check_format(disk: &Disk, dir: &std::path::Path) -> Result<(), OpenError> {
@@ -278,25 +477,10 @@ fn open_ledgers(
 ) -> Result<Vec<Ledger>, StoreError> {
     let view = disk.snapshot();
     let mut staged = Staged::new(&view);
-    let known = staged.scan(Table::Meta, b"queue/", b"queue0", usize::MAX)?;
-    let mut next: QueueNumber = known
-        .iter()
-        .filter_map(|(_, value)| number(value))
-        .map(|n| n + 1)
-        .max()
-        .unwrap_or(0);
     let mut ledgers = Vec::with_capacity(configs.len());
     for config in configs {
-        let key = queue_number_key(&config.name);
-        let number = match staged.get(Table::Meta, &key)? {
-            Some(value) => number(&value)
-                .ok_or_else(|| StoreError::damaged("a queue's number is too short"))?,
-            None => {
-                staged.put(Table::Meta, key, next.to_be_bytes().to_vec());
-                next += 1;
-                next - 1
-            }
-        };
+        let number = queue_number(&mut staged, &config.name)?
+            .ok_or_else(|| StoreError::damaged("no number is left for another queue"))?;
         ledgers.push(Ledger::open(number, config.clone(), &mut staged, now)?);
     }
     disk.commit(staged.into_writes())?;
@@ -428,14 +612,14 @@ impl Queue {
         selection: Selection,
         step: impl Fn(QueueIndex, Selection, oneshot::Sender<u64>) -> Command,
     ) -> Result<u64, Unavailable> {
-        let dead = self.0.shared.queue(self.0.index).stats.dead;
+        let dead = published(&self.0.published).stats.dead;
         let mut done = 0;
         loop {
             let count = self
                 .ask(|answer| step(self.0.index, selection.clone(), answer))
                 .await?;
             done += count;
-            if count == 0 || done >= dead || matches!(selection, Selection::One(_)) {
+            if count == 0 || done >= dead || !matches!(selection, Selection::All) {
                 return Ok(done);
             }
         }
@@ -443,7 +627,7 @@ impl Queue {
 
     /// What it holds now.
     pub async fn stats(&self) -> QueueStats {
-        let mut stats = self.0.shared.queue(self.0.index).stats;
+        let mut stats = published(&self.0.published).stats;
         stats.oldest_due_at = self
             .read(|reader| reader.oldest_due_at())
             .await
@@ -471,6 +655,17 @@ impl Queue {
         self.read(move |reader| reader.dead(after, limit)).await
     }
 
+    /// Dead letters with their messages, in order of acceptance, beginning
+    /// after sequence `after`.
+    pub async fn dead_messages(
+        &self,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<DeadMessage>, Unavailable> {
+        self.read(move |reader| reader.dead_messages(after, limit))
+            .await
+    }
+
     /// Reads on a blocking thread: the disk must not hold up a runtime's.
     async fn read<T: Send + 'static>(
         &self,
@@ -482,9 +677,10 @@ impl Queue {
                 return Err(Unavailable(handle.shared.trouble()));
             };
             let view = disk.snapshot();
-            let published = handle.shared.queue(handle.index);
-            let (locked, oldest_from) = (published.locked.clone(), published.oldest_from);
-            drop(published);
+            let (locked, oldest_from) = {
+                let published = published(&handle.published);
+                (published.locked.clone(), published.oldest_from)
+            };
             let reader = Reader {
                 view: &view,
                 number: handle.number,
@@ -501,13 +697,7 @@ impl Queue {
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, Unavailable> {
-        let (answer, receiver) = oneshot::channel();
-        self.0
-            .commands
-            .send(command(answer))
-            .await
-            .map_err(|_| self.unavailable())?;
-        receiver.await.map_err(|_| self.unavailable())
+        ask(&self.0.commands, &self.0.shared, command).await
     }
 
     fn unavailable(&self) -> Unavailable {

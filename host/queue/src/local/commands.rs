@@ -1,11 +1,17 @@
 //! What handles ask of the writer thread. Each carries where its answer goes;
 //! an answer that is dropped instead of sent means that the store failed.
 
+use std::sync::{Arc, Mutex};
+
 use tokio::sync::oneshot;
 
+use super::broker::CreateError;
 use super::ledger::{LockKey, LockLost};
+use super::records::QueueNumber;
+use super::writer::Published;
 use crate::{
-    Attempt, Delivery, Message, Millis, Receipt, RenewError, Selection, SendError, Settlement,
+    Attempt, Delivery, Message, Millis, QueueConfig, Receipt, RenewError, Selection, SendError,
+    Settlement,
 };
 
 /// A queue, by its place among the broker's.
@@ -48,9 +54,33 @@ pub(crate) enum Command {
         selection: Selection,
         answer: oneshot::Sender<u64>,
     },
+    /// Opens a queue that is new to this process; its settings are kept.
+    Create {
+        config: QueueConfig,
+        answer: oneshot::Sender<Result<Opened, CreateError>>,
+    },
+    /// Gives a created queue other settings.
+    Configure {
+        queue: QueueIndex,
+        config: QueueConfig,
+        answer: oneshot::Sender<()>,
+    },
+    /// Removes a bounded part of a queue, and at the end the queue itself.
+    /// Answers how much is known to have been removed; zero when it is gone.
+    Delete {
+        queue: QueueIndex,
+        answer: oneshot::Sender<u64>,
+    },
     Close {
         answer: oneshot::Sender<()>,
     },
+}
+
+/// A queue that was opened while the store was.
+pub(crate) struct Opened {
+    pub index: QueueIndex,
+    pub number: QueueNumber,
+    pub published: Arc<Mutex<Published>>,
 }
 
 /// A receive that waits for messages.
@@ -72,6 +102,11 @@ pub(crate) enum Answer {
     ),
     Settled(oneshot::Sender<Result<(), LockLost>>, Result<(), LockLost>),
     Counted(oneshot::Sender<u64>, u64),
+    Created(
+        oneshot::Sender<Result<Opened, CreateError>>,
+        Result<Opened, CreateError>,
+    ),
+    Configured(oneshot::Sender<()>),
 }
 
 impl Answer {
@@ -84,6 +119,8 @@ impl Answer {
             Self::Renewed(answer, renewed) => drop(answer.send(renewed)),
             Self::Settled(answer, settled) => drop(answer.send(settled)),
             Self::Counted(answer, count) => drop(answer.send(count)),
+            Self::Created(answer, created) => drop(answer.send(created)),
+            Self::Configured(answer) => drop(answer.send(())),
             Self::Received(queue, answer, deliveries) => {
                 return answer
                     .send(deliveries)

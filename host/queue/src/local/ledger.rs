@@ -177,6 +177,32 @@ impl Ledger {
         self.locks.commit();
     }
 
+    /// Takes other settings. What is locked keeps the lock that it has.
+    pub fn configure(&mut self, config: QueueConfig) {
+        self.config = config;
+    }
+
+    /// Removes rows of this queue, at most `limit`; says how many. Zero: all are gone.
+    pub fn clear<R: Rows>(
+        &mut self,
+        view: &mut Staged<'_, R>,
+        limit: usize,
+    ) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        for table in Table::ALL {
+            if table == Table::Meta {
+                continue;
+            }
+            let from = self.number.to_be_bytes();
+            let to = self.number.saturating_add(1).to_be_bytes();
+            for (key, _) in view.scan(table, &from, &to, limit - removed)? {
+                view.remove(table, key);
+                removed += 1;
+            }
+        }
+        Ok(removed as u64)
+    }
+
     /// After a failed batch: a state read anew from the rows that are there,
     /// with the locks that were held before the batch and whose messages still wait.
     pub fn reopen<R: Rows>(

@@ -8,7 +8,7 @@ use super::records::{
     Table, attempt_key, decode, id_key, position_key, position_of, sequence_key, sequence_of,
 };
 use super::store::{Rows, StoreError};
-use crate::{Attempt, DeadLetter, Job, JobState, Millis};
+use crate::{Attempt, DeadLetter, DeadMessage, Job, JobState, Millis};
 
 /// Rows that a listing looks at, at most, to find jobs in the state asked for.
 const ROWS_LOOKED_AT_MAX: usize = 10_000;
@@ -105,6 +105,34 @@ impl Reader<'_> {
             .into_iter()
             .flatten()
             .collect())
+    }
+
+    /// Dead letters with their messages, beginning after sequence `after`.
+    pub fn dead_messages(
+        &self,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<DeadMessage>, StoreError> {
+        let (from, to) = self.sequences(after.map_or(0, |after| after.saturating_add(1)));
+        let mut messages = Vec::new();
+        for (key, value) in self.view.scan(Table::Dead, &from, &to, limit)? {
+            let sequence = sequence_of(&key)?;
+            let dead: DeadRecord = decode(&value)?;
+            let Some(record) = self.message(sequence)? else {
+                continue;
+            };
+            messages.push(DeadMessage {
+                sequence,
+                enqueued_at: record.enqueued_at,
+                message: record.into_message(),
+                delivery_count: dead.deliveries,
+                dead_letter: DeadLetter {
+                    reason: dead.reason,
+                    description: dead.description,
+                },
+            });
+        }
+        Ok(messages)
     }
 
     fn by_sequence(&self, sequence: u64) -> Result<Option<Job>, StoreError> {

@@ -9,7 +9,7 @@
 //! | `Dead` | queue, sequence | why a message is dead |
 //! | `Finished` | queue, finish time, sequence | a completed job, whole |
 //! | `Remembered` | queue, forget time, sequence | id of a forgotten job still inside its duplicate window |
-//! | `Meta` | name | format version, queue numbers, counters |
+//! | `Meta` | name | format version, queue numbers, counters, settings of created queues |
 //!
 //! Numbers in keys are big-endian, so that keys sort as the numbers do. Due
 //! times order everything that waits: immediate, scheduled and retrying
@@ -159,6 +159,15 @@ pub(crate) fn queue_number_key(name: &str) -> Vec<u8> {
     [b"queue/", name.as_bytes()].concat()
 }
 
+/// Where the settings of a queue lie that was created while the host ran.
+pub(crate) fn created_key(name: &str) -> Vec<u8> {
+    [CREATED, name.as_bytes()].concat()
+}
+
+/// What every [`created_key`] begins with, and what follows the last of them.
+pub(crate) const CREATED: &[u8] = b"created/";
+pub(crate) const CREATED_END: &[u8] = b"created0";
+
 fn number(key: &[u8], at: usize) -> Result<u64, StoreError> {
     let bytes = key.get(at..at + 8).and_then(|bytes| bytes.first_chunk());
     bytes
@@ -181,6 +190,8 @@ pub(crate) struct MessageRecord {
     pub time_to_live_ms: Option<u64>,
     #[serde(with = "serde_bytes")]
     pub payload: Vec<u8>,
+    #[serde(with = "serde_bytes")]
+    pub envelope: Vec<u8>,
 }
 
 /// Bytes of a message beside its texts and payload: keys and counts, about.
@@ -198,6 +209,7 @@ impl MessageRecord {
             due_at,
             time_to_live_ms: message.time_to_live.map(super::clock::millis),
             payload: message.payload.into(),
+            envelope: message.envelope.into(),
         }
     }
 
@@ -209,7 +221,8 @@ impl MessageRecord {
             .map(|(name, value)| name.len() + value.len())
             .sum();
         let texts = self.id.len() + self.job_type.len() + self.content_type.len();
-        (properties + texts + self.payload.len()) as u64 + MESSAGE_OVERHEAD_BYTES
+        (properties + texts + self.payload.len() + self.envelope.len()) as u64
+            + MESSAGE_OVERHEAD_BYTES
     }
 
     pub fn into_message(self) -> Message {
@@ -222,6 +235,7 @@ impl MessageRecord {
             traceparent: self.traceparent,
             delay: std::time::Duration::ZERO,
             time_to_live: self.time_to_live_ms.map(std::time::Duration::from_millis),
+            envelope: self.envelope.into(),
         }
     }
 }

@@ -11,14 +11,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use super::broker::Health;
+use super::broker::{CreateError, Health, queue_number};
 use super::clock::Clock;
-use super::commands::{Answer, Command, QueueIndex, Waiting};
+use super::commands::{Answer, Command, Opened, QueueIndex, Waiting};
 use super::disk::Disk;
 use super::ledger::{Ledger, LockKey};
-use super::records::{Position, Table};
+use super::records::{Position, Table, counters_key, created_key, encode, queue_number_key};
 use super::store::{Rows, Staged, StoreError, Writes};
-use crate::{Millis, QueueStats, SendError};
+use crate::{Millis, QueueConfig, QueueStats, SendError};
 
 /// Commands that one batch, and so one fsync, may cover. Large enough for a
 /// burst of a thousand senders, small enough that none waits for a huge batch.
@@ -27,6 +27,8 @@ const COMMANDS_PER_BATCH_MAX: usize = 1_024;
 const RECEIVES_WAITING_MAX: usize = 10_000;
 /// Dead letters that one command moves; its handle repeats it until none is left.
 const DEAD_LETTERS_PER_BATCH_MAX: usize = 500;
+/// Rows that one step of deleting a queue removes; its handle repeats it.
+const ROWS_DELETED_PER_BATCH_MAX: usize = 2_000;
 /// Wait between two tries to open a store that failed.
 const REOPEN_RETRY: Duration = Duration::from_millis(500);
 /// How often the free space of the disk is looked up while messages come in.
@@ -37,7 +39,6 @@ pub(crate) struct Shared {
     pub health: watch::Sender<Health>,
     /// None while the store is being opened again.
     pub disk: RwLock<Option<Disk>>,
-    pub queues: Vec<Mutex<Published>>,
     pub syncs: AtomicU64,
 }
 
@@ -49,13 +50,24 @@ pub(crate) struct Published {
     pub locked: HashSet<u64>,
 }
 
-impl Shared {
-    pub fn queue(&self, index: QueueIndex) -> MutexGuard<'_, Published> {
-        self.queues[index]
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
+/// What is published of a queue, to read or to change.
+pub(crate) fn published(queue: &Mutex<Published>) -> MutexGuard<'_, Published> {
+    queue
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
+impl Published {
+    pub fn of(ledger: &Ledger) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            stats: ledger.stats(),
+            oldest_from: ledger.oldest_from(),
+            ..Self::default()
+        }))
+    }
+}
+
+impl Shared {
     pub fn disk(&self) -> Option<Disk> {
         self.disk
             .read()
@@ -85,6 +97,9 @@ pub(crate) struct Writer {
     pub disk: Option<Disk>,
     pub ledgers: Vec<Ledger>,
     pub waiting: Vec<VecDeque<Waiting>>,
+    pub published: Vec<Arc<Mutex<Published>>>,
+    /// Queues that are deleted, or about to be: their places stay, empty.
+    pub deleted: HashSet<QueueIndex>,
     pub shared: Arc<Shared>,
     pub clock: Clock,
     pub free_disk: FreeDisk,
@@ -173,7 +188,9 @@ impl Writer {
         let now = self.clock.now();
         self.ledgers
             .iter()
-            .filter_map(|ledger| ledger.next_event(now))
+            .enumerate()
+            .filter(|(index, _)| !self.deleted.contains(index))
+            .filter_map(|(_, ledger)| ledger.next_event(now))
             .min()
     }
 
@@ -236,19 +253,39 @@ impl Writer {
         now: Millis,
         batch: &mut Batch,
     ) -> Result<(), StoreError> {
-        for ledger in &mut self.ledgers {
-            ledger.advance(view, now)?;
+        for (index, ledger) in self.ledgers.iter_mut().enumerate() {
+            if !self.deleted.contains(&index) {
+                ledger.advance(view, now)?;
+            }
         }
         for command in commands {
-            self.apply_one(view, command, now, batch)?;
+            // Dropped unanswered if its queue is gone.
+            if !self.is_for_deleted(&command) {
+                self.apply_one(view, command, now, batch)?;
+            }
         }
         for queue in 0..self.ledgers.len() {
-            self.serve_waiting(view, queue, now, batch)?;
-        }
-        for ledger in &mut self.ledgers {
-            ledger.stage_counters(view);
+            if !self.deleted.contains(&queue) {
+                self.serve_waiting(view, queue, now, batch)?;
+                self.ledgers[queue].stage_counters(view);
+            }
         }
         Ok(())
+    }
+
+    fn is_for_deleted(&self, command: &Command) -> bool {
+        match command {
+            Command::Send { queue, .. }
+            | Command::Receive { queue, .. }
+            | Command::Undelivered { queue, .. }
+            | Command::Renew { queue, .. }
+            | Command::Settle { queue, .. }
+            | Command::Redrive { queue, .. }
+            | Command::Purge { queue, .. }
+            | Command::Configure { queue, .. } => self.deleted.contains(queue),
+            // Deleting goes on until nothing is left.
+            Command::Create { .. } | Command::Delete { .. } | Command::Close { .. } => false,
+        }
     }
 
     fn apply_one<R: Rows>(
@@ -325,10 +362,75 @@ impl Writer {
                     self.ledgers[queue].purge(view, now, &selection, DEAD_LETTERS_PER_BATCH_MAX)?;
                 batch.answers.push(Answer::Counted(answer, count));
             }
+            Command::Create { config, answer } => {
+                let created = self.create(view, config, now)?;
+                batch.answers.push(Answer::Created(answer, created));
+            }
+            Command::Configure {
+                queue,
+                config,
+                answer,
+            } => {
+                view.put(Table::Meta, created_key(&config.name), encode(&config));
+                self.ledgers[queue].configure(config);
+                batch.answers.push(Answer::Configured(answer));
+            }
+            Command::Delete { queue, answer } => {
+                let removed = self.delete(view, queue)?;
+                batch.answers.push(Answer::Counted(answer, removed));
+            }
             Command::Close { .. } => return Ok(()),
         }
         batch.needs_sync = true;
         Ok(())
+    }
+
+    fn create<R: Rows>(
+        &mut self,
+        view: &mut Staged<'_, R>,
+        config: QueueConfig,
+        now: Millis,
+    ) -> Result<Result<Opened, CreateError>, StoreError> {
+        let exists = self.ledgers.iter().enumerate().any(|(index, ledger)| {
+            ledger.config().name == config.name && !self.deleted.contains(&index)
+        });
+        if exists {
+            return Ok(Err(CreateError::Exists(config.name)));
+        }
+        let Some(number) = queue_number(view, &config.name)? else {
+            return Ok(Err(CreateError::TooMany));
+        };
+        view.put(Table::Meta, created_key(&config.name), encode(&config));
+        let ledger = Ledger::open(number, config, view, now)?;
+        let published = Published::of(&ledger);
+        self.ledgers.push(ledger);
+        self.waiting.push(VecDeque::new());
+        self.published.push(published.clone());
+        Ok(Ok(Opened {
+            index: self.ledgers.len() - 1,
+            number,
+            published,
+        }))
+    }
+
+    /// A part of a queue, and when nothing is left of it, its name.
+    fn delete<R: Rows>(
+        &mut self,
+        view: &mut Staged<'_, R>,
+        queue: QueueIndex,
+    ) -> Result<u64, StoreError> {
+        self.deleted.insert(queue);
+        // Dropped unanswered: whoever waits is told that the queue is gone.
+        self.waiting[queue].clear();
+        let ledger = &mut self.ledgers[queue];
+        let removed = ledger.clear(view, ROWS_DELETED_PER_BATCH_MAX)?;
+        if removed == 0 {
+            let name = ledger.config().name.clone();
+            view.remove(Table::Meta, created_key(&name));
+            view.remove(Table::Meta, queue_number_key(&name));
+            view.remove(Table::Meta, counters_key(ledger.number()));
+        }
+        Ok(removed)
     }
 
     fn serve_waiting<R: Rows>(
@@ -357,9 +459,9 @@ impl Writer {
     }
 
     fn publish(&mut self) {
-        for (index, ledger) in self.ledgers.iter_mut().enumerate() {
+        for (ledger, published) in self.ledgers.iter_mut().zip(&self.published) {
             let changes = ledger.take_lock_changes();
-            let mut published = self.shared.queue(index);
+            let mut published = self::published(published);
             published.stats = ledger.stats();
             published.oldest_from = ledger.oldest_from();
             for (sequence, locked) in changes {
@@ -416,13 +518,18 @@ impl Writer {
             return;
         };
         self.ledgers = ledgers;
-        self.shared.queues.iter().for_each(|queue| {
-            queue
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .locked
-                .clear();
-        });
+        // A queue whose creation was in the batch that failed does not exist.
+        for (index, ledger) in self.ledgers.iter().enumerate() {
+            let number = disk
+                .snapshot()
+                .get(Table::Meta, &queue_number_key(&ledger.config().name));
+            if matches!(number, Ok(None)) {
+                self.deleted.insert(index);
+            }
+        }
+        for queue in &self.published {
+            published(queue).locked.clear();
+        }
         self.publish();
         self.shared.set_disk(Some(disk.clone()));
         self.disk = Some(disk);

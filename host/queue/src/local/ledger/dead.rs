@@ -50,6 +50,30 @@ impl Ledger {
         self.stage_id(view, &head.id, &id);
     }
 
+    /// Drops a waiting message, its history included.
+    pub(super) fn drop_waiting<R: Rows>(
+        &mut self,
+        view: &mut Staged<'_, R>,
+        now: Millis,
+        position: Position,
+        due: DueRecord,
+        head: &Head,
+    ) -> Result<(), StoreError> {
+        self.unstage_due(view, position);
+        view.remove(
+            Table::Messages,
+            sequence_key(self.number, position.sequence),
+        );
+        for index in kept(due.recorded) {
+            view.remove(
+                Table::Attempts,
+                attempt_key(self.number, position.sequence, index),
+            );
+        }
+        self.counters.bytes = self.counters.bytes.saturating_sub(head.size);
+        self.forget_id(view, now, position.sequence, &head.id, head.enqueued_at)
+    }
+
     /// Makes dead letters ready again, with fresh attempts and their history
     /// kept. At most `limit`; says how many.
     pub fn redrive<R: Rows>(
@@ -127,6 +151,12 @@ impl Ledger {
         limit: usize,
     ) -> Result<Vec<(u64, DeadRecord)>, StoreError> {
         match selection {
+            Selection::Sequence(sequence) => {
+                let dead = view.get(Table::Dead, &sequence_key(self.number, *sequence))?;
+                dead.map(|bytes| Ok((*sequence, decode(&bytes)?)))
+                    .into_iter()
+                    .collect()
+            }
             Selection::One(id) => {
                 let Some(record) = self
                     .id_record(view, id)?

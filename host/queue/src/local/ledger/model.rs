@@ -70,6 +70,7 @@ fn config() -> QueueConfig {
         max_delivery_count: DELIVERIES_MAX,
         duplicate_window: Duration::from_millis(WINDOW_MS),
         time_to_live: Some(Duration::from_millis(LIFETIME_MS)),
+        dead_letter_expired: true,
         max_bytes: u64::MAX,
         retention: Retention {
             age: Duration::from_secs(3_600),
@@ -265,6 +266,7 @@ impl Both {
             traceparent: None,
             delay: Duration::from_millis(delay_ms),
             time_to_live: None,
+            envelope: bytes::Bytes::new(),
         };
         let receipt = self
             .ledger(|ledger, view, now| ledger.send(view, now, message))

@@ -88,6 +88,10 @@ impl Ledger {
             size: record.size(),
         });
         if let Some((reason, description)) = self.overdue(&record, due, now) {
+            if reason == REASON_TTL_EXPIRED && !self.config.dead_letter_expired {
+                self.drop_waiting(view, now, position, due, &head)?;
+                return Ok(None);
+            }
             self.bury(
                 view,
                 now,

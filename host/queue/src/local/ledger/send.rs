@@ -7,8 +7,9 @@ use crate::local::records::{
 };
 use crate::local::store::{Rows, Staged, StoreError};
 use crate::{
-    DELAY_MAX, JOB_TYPE_BYTES_MAX, MESSAGE_ID_BYTES_MAX, Message, Millis, PAYLOAD_BYTES_MAX,
-    PROPERTIES_MAX, PROPERTY_NAME_BYTES_MAX, PROPERTY_VALUE_BYTES_MAX, Receipt, SendError,
+    DELAY_MAX, ENVELOPE_BYTES_MAX, JOB_TYPE_BYTES_MAX, MESSAGE_ID_CHARS_MAX, Message, Millis,
+    PAYLOAD_BYTES_MAX, PROPERTIES_MAX, PROPERTY_NAME_BYTES_MAX, PROPERTY_VALUE_BYTES_MAX, Receipt,
+    SendError,
 };
 
 /// Longest media type, in bytes; real ones are far shorter.
@@ -79,9 +80,14 @@ impl Ledger {
 
 fn check(message: &Message) -> Result<(), String> {
     let id = &message.id;
-    bounded("the message id", id.len(), 1, MESSAGE_ID_BYTES_MAX)?;
-    if !id.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("the message id has a character that is not visible ASCII".to_owned());
+    let chars = id.chars().count();
+    if !(1..=MESSAGE_ID_CHARS_MAX).contains(&chars) {
+        return Err(format!(
+            "the message id has {chars} characters; 1 to {MESSAGE_ID_CHARS_MAX} are taken"
+        ));
+    }
+    if id.chars().any(char::is_control) {
+        return Err("the message id has a control character".to_owned());
     }
     bounded(
         "the job type",
@@ -90,6 +96,12 @@ fn check(message: &Message) -> Result<(), String> {
         JOB_TYPE_BYTES_MAX,
     )?;
     bounded("the payload", message.payload.len(), 0, PAYLOAD_BYTES_MAX)?;
+    bounded(
+        "the envelope",
+        message.envelope.len(),
+        0,
+        ENVELOPE_BYTES_MAX,
+    )?;
     bounded(
         "the content type",
         message.content_type.len(),

@@ -46,6 +46,7 @@ impl Ledger {
                     description,
                 );
             }
+            Settlement::Abandon => self.abandon(view, key.sequence, lease, attempt),
             Settlement::Release => self.release(view, lease),
         }
         Ok(Ok(()))
@@ -116,6 +117,19 @@ impl Ledger {
         );
         let id = id_record(sequence, lease.head.enqueued_at, due_at, Place::Due);
         self.stage_id(view, &lease.head.id, &id);
+    }
+
+    /// Ready at once in its old place; the delivery counts.
+    fn abandon<R: Rows>(
+        &mut self,
+        view: &mut Staged<'_, R>,
+        sequence: u64,
+        lease: Lease,
+        attempt: Option<Attempt>,
+    ) {
+        let due = self.stage_attempt(view, sequence, lease.due, attempt);
+        self.unstage_due(view, lease.position);
+        self.stage_due(view, lease.position, due);
     }
 
     /// As if the delivery had never been.
