@@ -2,10 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+mod bad_wire;
 mod commands;
 #[cfg(target_os = "linux")]
 mod faulty_disk;
 mod guests;
 mod pipeline;
+mod queue_contract;
+mod queue_rig;
 mod requests;
 mod rig;
+mod wire;

@@ -20,6 +20,9 @@ pub const PROPERTIES_MAX: usize = 64;
 pub const PROPERTY_NAME_BYTES_MAX: usize = 128;
 /// Longest value of a custom property, in bytes: what Service Bus allows.
 pub const PROPERTY_VALUE_BYTES_MAX: usize = 32 * 1024;
+/// All names and values of the custom properties of one message, in bytes: what
+/// Service Bus allows for all headers.
+pub const PROPERTIES_BYTES_MAX: usize = 64 * 1024;
 /// Largest [`Message::envelope`], in bytes: as much as Service Bus allows for all headers.
 pub const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 /// Longest job type, in bytes.

@@ -118,22 +118,26 @@ impl PropertyValue {
             return Err(PropertyError::TooLong(header_text.len()));
         }
         let text = header_text.trim_matches([' ', '\t']);
-        let error = if let Some(rest) = text.strip_prefix('"') {
-            // Quotes inside may come without a backslash, as one client sends them: only the last one ends it.
-            if let Some(inner) = rest.strip_suffix('"') {
-                return Ok(date_or_string(unescape(inner)));
-            }
-            PropertyError::Unterminated
-        } else {
-            if let Some(value) = parse_unquoted(text) {
-                return Ok(value);
-            }
-            PropertyError::Unquoted
-        };
-        match leniency {
-            Leniency::Strict => Err(error),
-            Leniency::Lenient => Ok(Self::String(text.to_owned())),
+        match (Self::read(text), leniency) {
+            (Err(error), Leniency::Strict) => Err(error),
+            (read, _) => Ok(read.unwrap_or_else(|_| Self::String(text.to_owned()))),
         }
+    }
+
+    /// Reads a header that the service has let in: as [`Lenient`](Leniency::Lenient),
+    /// and as long as it is.
+    pub fn parse_received(header_text: &str) -> Self {
+        let text = header_text.trim_matches([' ', '\t']);
+        Self::read(text).unwrap_or_else(|_| Self::String(text.to_owned()))
+    }
+
+    fn read(text: &str) -> Result<Self, PropertyError> {
+        let Some(rest) = text.strip_prefix('"') else {
+            return parse_unquoted(text).ok_or(PropertyError::Unquoted);
+        };
+        // Quotes inside may come without a backslash, as one client sends them: only the last one ends it.
+        let inner = rest.strip_suffix('"').ok_or(PropertyError::Unterminated)?;
+        Ok(date_or_string(unescape(inner)))
     }
 
     /// The header, in visible ASCII and blanks. Strings are in quotes, with

@@ -19,7 +19,7 @@ use orchestrator_queue::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::broker_properties::BrokerProperties;
-use crate::properties::{Leniency, PropertyValue};
+use crate::properties::PropertyValue;
 
 /// Name of the property that Azure's client libraries put the trace context in.
 pub const DIAGNOSTIC_ID: &str = "Diagnostic-Id";
@@ -97,10 +97,7 @@ impl WireMessage {
                 envelope
                     .custom
                     .iter()
-                    .filter_map(|(name, text)| {
-                        let value = PropertyValue::parse(text, Leniency::Lenient).ok()?;
-                        Some((name.clone(), value))
-                    })
+                    .map(|(name, text)| (name.clone(), PropertyValue::parse_received(text)))
                     .collect(),
             ),
             None => (

@@ -15,7 +15,7 @@ use super::{ConnectError, Reach};
 use crate::atom::{self, AtomError, Counts, QueueDescription};
 use crate::broker_properties::BrokerProperties;
 use crate::connection_string::ConnectionString;
-use crate::properties::{Leniency, PropertyValue, is_custom};
+use crate::properties::{PropertyValue, is_custom};
 use crate::wire::WireMessage;
 
 /// Idle connections kept to the namespace: as many as jobs and polls of a
@@ -23,8 +23,11 @@ use crate::wire::WireMessage;
 const IDLE_CONNECTIONS_MAX: usize = 256;
 /// Time to connect: a namespace that is there answers within a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for an answer, but for a poll's own wait.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for an answer, but for a poll's own wait: the service answers within a
+/// second, and a lock of half a minute leaves room for three tries.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+/// The same for sending, where a client waits, and a try that got lost is repeated.
+const SEND_TIMEOUT: Duration = Duration::from_secs(4);
 /// Largest answer read, in bytes: the largest message, and room.
 const ANSWER_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// How much of a refusal's text is told.
@@ -157,7 +160,7 @@ impl Api {
             .request(Method::POST, &format!("{}/messages", path(queue)))
             .header(header::CONTENT_TYPE, BATCH)
             .body(items);
-        self.call(request, ANSWER_TIMEOUT).await.map(|_| ())
+        self.call(request, SEND_TIMEOUT).await.map(|_| ())
     }
 
     /// Sends one message whose body is not text.
@@ -172,7 +175,7 @@ impl Api {
             request = request.header(name, value.to_header());
         }
         let request = request.body(message.body);
-        self.call(request, ANSWER_TIMEOUT).await.map(|_| ())
+        self.call(request, SEND_TIMEOUT).await.map(|_| ())
     }
 
     /// Locks one message, waiting for one at the service.
@@ -221,14 +224,13 @@ impl Api {
         let now_there = text("date")
             .and_then(|date| httpdate::parse_http_date(&date).ok())
             .unwrap_or_else(SystemTime::now);
-        let custom = answer
-            .headers
-            .iter()
-            .filter(|(name, _)| is_custom(name.as_str()))
-            .filter_map(|(name, value)| {
-                let text = String::from_utf8_lossy(value.as_bytes());
-                let value = PropertyValue::parse(&text, Leniency::Lenient).ok()?;
-                Some((name.as_str().to_owned(), value))
+        // By name: one that comes twice is taken once.
+        let names = answer.headers.keys().map(http::HeaderName::as_str);
+        let custom = names
+            .filter(|name| is_custom(name))
+            .filter_map(|name| {
+                let value = PropertyValue::parse_received(&text(name)?);
+                Some((name.to_owned(), value))
             })
             .collect();
         Ok(Received {

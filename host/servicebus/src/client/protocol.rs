@@ -6,14 +6,19 @@
 //!
 //! | end of a delivery | copy goes to | copy's `MessageId` | counts |
 //! | --- | --- | --- | --- |
-//! | retry | the queue, scheduled | `{job}:r{attempts spent}` | all attempts so far |
-//! | give back | the queue, at once | `{job}:g{deliveries}.{attempts}` | all but this one |
-//! | dead-letter | `{queue}-parked` | `{job}:d{attempts spent}` | all, with reason and history |
+//! | retry | the queue, scheduled | `{job}:r{sequence number}` | all attempts so far |
+//! | give back | the queue, at once | `{job}:g{sequence number}` | all but this one |
+//! | dead-letter | `{queue}-parked` | `{job}:d{sequence number}` | all, with reason and history |
+//! | redrive | from there to the queue | `{job}:v{sequence number}` | none: attempts begin anew |
+//! | redrive | from `$DeadLetterQueue` | `{job}:x{sequence number}` | none |
 //!
-//! The copy's id is a pure function of the job and its attempts, so that a
-//! copy that is sent twice is one message where the queue detects duplicates,
-//! and never the original's: inside the duplicate window that copy would be
-//! dropped.
+//! The copy's id is a pure function of the job and the message that it
+//! replaces, by its sequence number. So a copy that is sent twice is one
+//! message where the queue detects duplicates, and no two copies have one id:
+//! inside the duplicate window the service would drop the second, and with it
+//! the job. (For the same reason it is never the original's. Counting attempts
+//! would not do: a delivery that is given back, or a dead letter that is brought
+//! back, counts them again.)
 //!
 //! What a crash leaves:
 //!
@@ -54,7 +59,7 @@ pub const DEAD_LETTER_REASON: &str = "DeadLetterReason";
 pub const DEAD_LETTER_DESCRIPTION: &str = "DeadLetterErrorDescription";
 /// What the name of the queue for dead letters ends with.
 pub const PARKED: &str = "-parked";
-/// Longest history in a property, in bytes: what a property may have, and room
+/// Longest history in a property, in bytes as a header: what a property may have, and room
 /// for the others among all headers. The oldest attempts are left out first.
 pub const HISTORY_BYTES_MAX: usize = 16 * 1024;
 /// Longest error text of one attempt in a history, in characters.
@@ -113,30 +118,27 @@ pub enum CopyFor {
     DeadLetter(DeadLetter),
     /// Back from the parked queue, with fresh attempts.
     Redrive,
+    /// Back from the service's own dead letters, whose numbers are others.
+    RedriveFromService,
 }
 
-/// The copy of a message that was delivered `deliveries` times since its own sending.
+/// The copy of the message with this number, which was delivered `deliveries`
+/// times since its own sending.
 pub fn copy(
     original: &WireMessage,
     lineage: &Lineage,
+    sequence: u64,
     deliveries: u32,
     copy_for: &CopyFor,
     now: SystemTime,
 ) -> WireMessage {
     let spent = lineage.attempts_before.saturating_add(deliveries);
-    let (suffix, attempts, due) = match copy_for {
-        CopyFor::Retry(delay) => (format!(":r{spent}"), spent, Some(*delay)),
-        CopyFor::GiveBack => {
-            let attempts = spent.saturating_sub(1);
-            (format!(":g{deliveries}.{attempts}"), attempts, None)
-        }
-        CopyFor::DeadLetter(_) => (format!(":d{spent}"), spent, None),
-        CopyFor::Redrive => (
-            // Each time it is brought back it is another message.
-            format!(":v{}", uuid::Uuid::new_v4().simple()),
-            0,
-            None,
-        ),
+    let (kind, attempts, due) = match copy_for {
+        CopyFor::Retry(delay) => ('r', spent, Some(*delay)),
+        CopyFor::GiveBack => ('g', spent.saturating_sub(1), None),
+        CopyFor::DeadLetter(_) => ('d', spent, None),
+        CopyFor::Redrive => ('v', 0, None),
+        CopyFor::RedriveFromService => ('x', 0, None),
     };
     let ours = [
         JOB_ID,
@@ -169,7 +171,7 @@ pub fn copy(
         broker: BrokerProperties {
             correlation_id: sent.correlation_id.clone(),
             label: sent.label.clone(),
-            message_id: Some(id(&lineage.job, &suffix)),
+            message_id: Some(id(&lineage.job, &format!(":{kind}{sequence}"))),
             partition_key: sent.partition_key.clone(),
             reply_to: sent.reply_to.clone(),
             reply_to_session_id: sent.reply_to_session_id.clone(),
@@ -189,6 +191,12 @@ pub fn copy(
         content_type: original.content_type.clone(),
         body: original.body.clone(),
     }
+}
+
+/// The same copy where there is no room for the attempts so far.
+pub fn without_history(mut copy: WireMessage) -> WireMessage {
+    copy.custom.retain(|(name, _)| name != HISTORY);
+    copy
 }
 
 /// Job and suffix, within the length of an id: a long job's id is cut and told
@@ -224,7 +232,9 @@ fn history(attempts: &[Attempt]) -> String {
         .collect();
     loop {
         let text = serde_json::to_string(&told).unwrap_or_default();
-        if text.len() <= HISTORY_BYTES_MAX || told.is_empty() {
+        // As a header it is longer: quotes and what is not ASCII are escaped.
+        let header = PropertyValue::String(text.clone()).to_header();
+        if header.len() <= HISTORY_BYTES_MAX || told.is_empty() {
             return text;
         }
         told.remove(0);
@@ -264,11 +274,12 @@ mod tests {
         let retried = copy(
             &original(),
             &first,
+            7,
             1,
             &CopyFor::Retry(Duration::from_millis(1)),
             now(),
         );
-        assert_eq!(retried.broker.message_id.as_deref(), Some("job-1:r1"));
+        assert_eq!(retried.broker.message_id.as_deref(), Some("job-1:r7"));
         assert_eq!(
             retried.broker.scheduled_enqueue_time,
             Some(now() + Duration::from_secs(1))
@@ -284,8 +295,8 @@ mod tests {
             reason: "R".to_owned(),
             description: "D".to_owned(),
         };
-        let parked = copy(&retried, &second, 2, &CopyFor::DeadLetter(letter), now());
-        assert_eq!(parked.broker.message_id.as_deref(), Some("job-1:d3"));
+        let parked = copy(&retried, &second, 9, 2, &CopyFor::DeadLetter(letter), now());
+        assert_eq!(parked.broker.message_id.as_deref(), Some("job-1:d9"));
         let value = |wanted: &str| {
             let found: Vec<_> = parked
                 .custom
@@ -303,6 +314,7 @@ mod tests {
         let redriven = copy(
             &parked,
             &Lineage::of(&parked, now()),
+            1,
             1,
             &CopyFor::Redrive,
             now(),
@@ -322,9 +334,28 @@ mod tests {
             attempts_before: 2,
             ..Lineage::of(&original(), now())
         };
-        let back = copy(&original(), &lineage, 1, &CopyFor::GiveBack, now());
+        let back = copy(&original(), &lineage, 7, 1, &CopyFor::GiveBack, now());
         assert_eq!(Lineage::of(&back, now()).attempts_before, 2);
         assert_eq!(back.broker.scheduled_enqueue_time, None);
+    }
+
+    #[test]
+    fn giving_back_twice_makes_two_messages() {
+        let lineage = Lineage::of(&original(), now());
+        let id = |sequence| {
+            copy(
+                &original(),
+                &lineage,
+                sequence,
+                1,
+                &CopyFor::GiveBack,
+                now(),
+            )
+            .broker
+            .message_id
+        };
+        assert_eq!(id(1), id(1));
+        assert_ne!(id(1), id(2));
     }
 
     #[test]
@@ -336,6 +367,7 @@ mod tests {
             copy(
                 &message,
                 &lineage,
+                7,
                 1,
                 &CopyFor::Retry(Duration::ZERO),
                 now(),
@@ -356,6 +388,6 @@ mod tests {
             ..Attempt::default()
         };
         let text = history(&vec![attempt; 200]);
-        assert!(text.len() <= HISTORY_BYTES_MAX && text.len() > HISTORY_BYTES_MAX / 2);
+        assert!(text.len() < HISTORY_BYTES_MAX && text.len() > HISTORY_BYTES_MAX / 2);
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::api::{Api, ApiError, Received};
 use super::ledger::{Ledger, Record};
-use super::protocol::{CONTENT_TYPE, CopyFor, Lineage, PARKED, copy};
+use super::protocol::{CONTENT_TYPE, CopyFor, Lineage, PARKED, copy, without_history};
 use super::receiver::{Arrival, Receiver};
 use super::sender::Sender;
 use crate::atom::{self, QueueDescription};
@@ -27,6 +27,9 @@ const LOCK_MARGIN: Duration = Duration::from_secs(1);
 const PARKED_AT_ONCE_MAX: usize = 10_000;
 /// Deliveries that a parked message may have: they are looked at, not worked off.
 const PARKED_DELIVERIES_MAX: u32 = 2_000;
+/// How often a step of such a command is tried, and the first wait between.
+const TRIES_MAX: u32 = 5;
+const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// What the service calls the place of its own dead letters.
 const DEAD_LETTERS: &str = "$DeadLetterQueue";
 /// How long what the service said of a queue's counts is good for.
@@ -404,6 +407,7 @@ impl Queue {
         let copy = copy(
             &held.message,
             &held.lineage,
+            sequence,
             held.deliveries,
             copy_for,
             SystemTime::now(),
@@ -412,7 +416,12 @@ impl Queue {
             CopyFor::DeadLetter(_) => &self.0.parked,
             _ => &self.0.name,
         };
-        self.0.sender.send(to, copy).await.map_err(|error| {
+        let mut sent = self.0.sender.send(to, copy.clone()).await;
+        if let Err(SendError::Invalid(_) | SendError::Full { .. }) = sent {
+            // The original was not too large: the copy may be, by its history.
+            sent = self.0.sender.send(to, without_history(copy)).await;
+        }
+        sent.map_err(|error| {
             Failure::Unavailable(format!("the copy could not be sent to `{to}`: {error}"))
         })?;
         held.is_replaced = true;
@@ -458,8 +467,14 @@ impl Queue {
     /// those that ran out of deliveries or of time.
     async fn each_dead(&self, selection: Selection, redrive: bool) -> Result<u64, Unavailable> {
         let mut done = 0;
-        for place in [&*self.0.parked, &format!("{}/{DEAD_LETTERS}", self.0.name)] {
-            done += self.each_dead_in(place, &selection, redrive).await?;
+        let service = format!("{}/{DEAD_LETTERS}", self.0.name);
+        let places = [
+            (&*self.0.parked, CopyFor::Redrive),
+            (&*service, CopyFor::RedriveFromService),
+        ];
+        for (place, copy_for) in places {
+            let copy_for = redrive.then_some(&copy_for);
+            done += self.each_dead_in(place, &selection, copy_for).await?;
             if done > 0 && !matches!(selection, Selection::All) {
                 break;
             }
@@ -471,14 +486,15 @@ impl Queue {
     /// meant, and lets the others go at the end.
     async fn each_dead_in(
         &self,
-        parked: &str,
+        place: &str,
         selection: &Selection,
-        redrive: bool,
+        redrive: Option<&CopyFor>,
     ) -> Result<u64, Unavailable> {
         let unavailable = |error: ApiError| Unavailable(error.to_string());
+        let api = &self.0.api;
         let (mut done, mut others) = (0, Vec::new());
         for _ in 0..PARKED_AT_ONCE_MAX {
-            let received = match self.0.api.peek_lock(parked, Duration::ZERO).await {
+            let received = match persist(|| api.peek_lock(place, Duration::ZERO)).await {
                 Ok(Some(received)) => received,
                 Ok(None) => break,
                 // Nothing was ever parked.
@@ -501,19 +517,11 @@ impl Queue {
                 others.push(lock);
                 continue;
             }
-            if redrive {
-                let back = copy(
-                    &received.message,
-                    &lineage,
-                    0,
-                    &CopyFor::Redrive,
-                    SystemTime::now(),
-                );
-                self.0
-                    .sender
-                    .send(&self.0.name, back)
-                    .await
-                    .map_err(|error| Unavailable(error.to_string()))?;
+            if let Some(copy_for) = redrive {
+                let (message, now) = (&received.message, SystemTime::now());
+                let back = copy(message, &lineage, lock.sequence, 0, copy_for, now);
+                let sent = self.0.sender.send(&self.0.name, back).await;
+                sent.map_err(|error| Unavailable(error.to_string()))?;
                 // Its page goes on from here.
                 let _ = self.note(&lineage.job, |record| {
                     record.state = Some(JobState::Queued);
@@ -521,19 +529,18 @@ impl Queue {
                     record.finished_at = None;
                 });
             }
-            self.0
-                .api
-                .complete(parked, &lock)
-                .await
-                .map_err(unavailable)?;
-            done += 1;
+            match persist(|| api.complete(place, &lock)).await {
+                // An answer that got lost, or someone else: it is not there.
+                Ok(()) | Err(ApiError::NotFound { .. }) => done += 1,
+                Err(error) => return Err(unavailable(error)),
+            }
             if !matches!(selection, Selection::All) {
                 break;
             }
         }
         for lock in others {
             // One that is not let go comes back when its lock runs out.
-            let _ = self.0.api.unlock(parked, &lock).await;
+            let _ = persist(|| api.unlock(place, &lock)).await;
         }
         Ok(done)
     }
@@ -596,6 +603,23 @@ impl Queue {
         look: impl FnOnce(&Ledger, &str) -> Result<T, super::LedgerError>,
     ) -> Result<T, Unavailable> {
         look(&self.0.ledger, &self.0.name).map_err(|error| Unavailable(error.to_string()))
+    }
+}
+
+/// Asks again, a few times, when that may help: for commands of people, who
+/// would have to.
+async fn persist<T, F: Future<Output = Result<T, ApiError>>>(
+    mut ask: impl FnMut() -> F,
+) -> Result<T, ApiError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match ask().await {
+            Err(ApiError::Busy { .. } | ApiError::Unreachable(_)) if tries < TRIES_MAX => {
+                tokio::time::sleep(TRY_AGAIN * tries).await;
+            }
+            answered => return answered,
+        }
     }
 }
 

@@ -23,8 +23,8 @@ use super::answer::{Answer, Refusal};
 use super::dead::DeadDelivery;
 use super::path::{Entity, Locked, Runtime};
 use super::{Call, Server, at_ms, read};
-use crate::broker_properties::BrokerProperties;
-use crate::properties::{Leniency, PropertyValue, is_custom};
+use crate::broker_properties::{BROKER_PROPERTIES_BYTES_MAX, BrokerProperties};
+use crate::properties::{Leniency, PROPERTY_TEXT_BYTES_MAX, PropertyValue, is_custom};
 use crate::wire::WireMessage;
 
 /// Media type of a batch.
@@ -39,6 +39,8 @@ const POLL_MIN: Duration = Duration::from_secs(1);
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Messages of one batch: more than fit into its bytes but empty ones.
 const BATCH_MESSAGES_MAX: usize = 4_500;
+/// All headers of one message, in bytes: the service's limit.
+const HEADERS_BYTES_MAX: usize = 64 * 1024;
 /// State of every message that can be received.
 const ACTIVE: &str = "Active";
 
@@ -172,7 +174,7 @@ async fn send(queue: &Queue, call: &Call, body: Incoming) -> Result<Answer, Refu
             content_type: content_type.map(str::to_owned),
             body: read(body, PAYLOAD_BYTES_MAX).await?,
         };
-        vec![message.into_message(now)]
+        vec![checked(message)?.into_message(now)]
     };
     for sent in queue.send_many(messages).await {
         sent?;
@@ -205,15 +207,52 @@ fn batch(body: &Bytes, now: SystemTime) -> Result<Vec<Message>, Refusal> {
             })?;
             custom.push((name, value));
         }
-        Ok(WireMessage {
+        let message = WireMessage {
             content_type: broker.content_type.clone(),
             broker,
             custom,
             body: item.body.into(),
-        }
-        .into_message(now))
+        };
+        Ok(checked(message)?.into_message(now))
     };
     items.into_iter().map(message).collect()
+}
+
+/// Refuses what could not be received as it was sent.
+fn checked(message: WireMessage) -> Result<WireMessage, Refusal> {
+    let broker = &message.broker;
+    if let (Some(session), Some(partition)) = (&broker.session_id, &broker.partition_key)
+        && session != partition
+    {
+        return Err(Refusal::bad_request(
+            "`SessionId` and `PartitionKey` differ; send one of them, or the same in both",
+        ));
+    }
+    let mut total = bounded(
+        "`BrokerProperties`",
+        &broker.to_header(),
+        BROKER_PROPERTIES_BYTES_MAX,
+    )?;
+    for (name, value) in &message.custom {
+        let what = format!("property `{name}`");
+        total += name.len() + bounded(&what, &value.to_header(), PROPERTY_TEXT_BYTES_MAX)?;
+    }
+    if total > HEADERS_BYTES_MAX {
+        return Err(Refusal::bad_request(format!(
+            "all properties together have {total} bytes as headers, more than the {HEADERS_BYTES_MAX} allowed; move them into the body"
+        )));
+    }
+    Ok(message)
+}
+
+fn bounded(what: &str, header: &str, bytes_max: usize) -> Result<usize, Refusal> {
+    let bytes = header.len();
+    if bytes <= bytes_max {
+        return Ok(bytes);
+    }
+    Err(Refusal::bad_request(format!(
+        "{what} has {bytes} bytes as a header, more than the {bytes_max} allowed; move it into the body"
+    )))
 }
 
 /// What a sender says to the broker.
@@ -228,14 +267,22 @@ fn sent_properties(headers: &HeaderMap) -> Result<BrokerProperties, Refusal> {
 /// Every header that is not HTTP's own. Unquoted text is taken as it is, which
 /// the service's reference forbids and its examples do.
 fn custom_properties(headers: &HeaderMap) -> Result<Vec<(String, PropertyValue)>, Refusal> {
-    headers
-        .iter()
-        .filter(|(name, _)| is_custom(name.as_str()))
-        .map(|(name, value)| {
-            let text = String::from_utf8_lossy(value.as_bytes());
+    let bad = |name: &str, why: &dyn std::fmt::Display| {
+        Refusal::bad_request(format!("property `{name}`: {why}"))
+    };
+    let names = headers.keys().map(HeaderName::as_str);
+    names
+        .filter(|name| is_custom(name))
+        .map(|name| {
+            let mut values = headers.get_all(name).iter();
+            let text = values.next().map(|value| value.as_bytes());
+            if values.next().is_some() {
+                return Err(bad(name, &"it is given twice"));
+            }
+            let text = String::from_utf8_lossy(text.unwrap_or_default());
             let value = PropertyValue::parse(&text, Leniency::Lenient)
-                .map_err(|error| Refusal::bad_request(format!("property `{name}`: {error}")))?;
-            Ok((name.as_str().to_owned(), value))
+                .map_err(|error| bad(name, &error))?;
+            Ok((name.to_owned(), value))
         })
         .collect()
 }

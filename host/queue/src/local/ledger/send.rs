@@ -8,8 +8,8 @@ use crate::local::records::{
 use crate::local::store::{Rows, Staged, StoreError};
 use crate::{
     DELAY_MAX, ENVELOPE_BYTES_MAX, JOB_TYPE_BYTES_MAX, MESSAGE_ID_CHARS_MAX, Message, Millis,
-    PAYLOAD_BYTES_MAX, PROPERTIES_MAX, PROPERTY_NAME_BYTES_MAX, PROPERTY_VALUE_BYTES_MAX, Receipt,
-    SendError,
+    PAYLOAD_BYTES_MAX, PROPERTIES_BYTES_MAX, PROPERTIES_MAX, PROPERTY_NAME_BYTES_MAX,
+    PROPERTY_VALUE_BYTES_MAX, Receipt, SendError,
 };
 
 /// Longest media type, in bytes; real ones are far shorter.
@@ -129,6 +129,13 @@ fn check(message: &Message) -> Result<(), String> {
             PROPERTY_VALUE_BYTES_MAX,
         )?;
     }
+    let all = message.properties.iter();
+    bounded(
+        "the properties together",
+        all.map(|(name, value)| name.len() + value.len()).sum(),
+        0,
+        PROPERTIES_BYTES_MAX,
+    )?;
     if message.delay > DELAY_MAX {
         return Err(format!(
             "the delay is {:?}; at most {DELAY_MAX:?} are taken",
