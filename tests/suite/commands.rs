@@ -166,7 +166,7 @@ async fn bench_measures_every_part() {
 #[tokio::test]
 async fn a_token_guards_everything_but_the_probes() {
     let way = || Way {
-        environment: vec![("ORCHESTRATOR_OPS_TOKEN", "s3cret")],
+        environment: vec![("ORCHESTRATOR_OPS_TOKEN", "s3cret".to_owned())],
         ..Way::default()
     };
     let rig = Rig::up_in(&manifest(&[("jobs", "worker", "")]), way());

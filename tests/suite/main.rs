@@ -12,4 +12,5 @@ mod queue_contract;
 mod queue_rig;
 mod requests;
 mod rig;
+mod shared_queue;
 mod wire;

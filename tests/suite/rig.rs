@@ -96,6 +96,7 @@ pub struct Rig {
     child: Child,
     app: String,
     ops: String,
+    bus: Option<String>,
     client: reqwest::Client,
 }
 
@@ -157,7 +158,9 @@ impl Ran {
 #[derive(Default)]
 pub struct Way {
     pub arguments: Vec<&'static str>,
-    pub environment: Vec<(&'static str, &'static str)>,
+    pub environment: Vec<(&'static str, String)>,
+    /// Serves its queues on the Service Bus wire.
+    pub serves_bus: bool,
     pub faults: Option<FaultyDisk>,
 }
 
@@ -170,8 +173,16 @@ impl Way {
     }
 }
 
-/// A started process whose announcement has been read, or what it said instead.
-fn start(dir: &Path, way: &Way) -> Result<(Child, String, String), (ExitStatus, String)> {
+/// A started process whose announcement has been read.
+struct Started {
+    child: Child,
+    app: String,
+    ops: String,
+    bus: Option<String>,
+}
+
+/// Starts a process, its bus where it was before; or says what it said instead.
+fn start(dir: &Path, way: &Way, bus: Option<&str>) -> Result<Started, (ExitStatus, String)> {
     // Compiled code is shared by the tests, as it is by restarts.
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled");
     let mut command = Command::new(env!("CARGO_BIN_EXE_orchestrator"));
@@ -181,18 +192,24 @@ fn start(dir: &Path, way: &Way) -> Result<(Child, String, String), (ExitStatus, 
             .env("FAULTDISK_SWITCHES", &faults.switches)
             .env("FAULTDISK_UNDER", dir.join(".spin"));
     }
+    let mut bus_arguments = Vec::new();
     let ops_listen = if way.arguments.contains(&"--ops-listen") {
         &[][..]
     } else {
         &["--ops-listen", "127.0.0.1:0"]
     };
+    if way.serves_bus {
+        let address = bus.and_then(|bus| bus.strip_prefix("http://"));
+        bus_arguments = vec!["--servicebus-listen", address.unwrap_or("127.0.0.1:0")];
+    }
     let mut child = command
         .args(["up", "--listen", "127.0.0.1:0", "-f"])
         .arg(dir)
         .args(&way.arguments)
         .args(ops_listen)
+        .args(bus_arguments)
         .env("ORCHESTRATOR_CACHE_DIR", cache)
-        .envs(way.environment.iter().copied())
+        .envs(way.environment.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(dir.join("stderr")).unwrap())
         .spawn()
@@ -200,7 +217,12 @@ fn start(dir: &Path, way: &Way) -> Result<(Child, String, String), (ExitStatus, 
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut address = || Some(lines.next()?.unwrap().split_once(' ')?.1.trim().to_owned());
     match (address(), address()) {
-        (Some(app), Some(ops)) => Ok((child, app, ops)),
+        (Some(app), Some(ops)) => Ok(Started {
+            child,
+            app,
+            ops,
+            bus: way.serves_bus.then(|| address().expect("an address")),
+        }),
         _ => {
             let status = child.wait().unwrap();
             let mut said = String::new();
@@ -222,7 +244,7 @@ pub fn refused(manifest: &str) -> (i32, String) {
 pub fn refused_in(manifest: &str, way: &Way) -> (i32, String) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
-    let Err((status, said)) = start(dir.path(), way) else {
+    let Err((status, said)) = start(dir.path(), way, None) else {
         panic!("it started")
     };
     (status.code().unwrap(), said)
@@ -253,8 +275,13 @@ impl Rig {
 
     fn start_in(dir: tempfile::TempDir, way: Way, manifest: &str) -> Self {
         std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
-        let (child, app, ops) =
-            start(dir.path(), &way).unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
+        let started = start(dir.path(), &way, None);
+        let Started {
+            child,
+            app,
+            ops,
+            bus,
+        } = started.unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
         let client = orchestrator_servicebus::http_client().build().unwrap();
         Self {
             dir,
@@ -262,6 +289,7 @@ impl Rig {
             child,
             app,
             ops,
+            bus,
             client,
         }
     }
@@ -274,7 +302,12 @@ impl Rig {
             .current_dir(self.dir.path())
             .env("ORCHESTRATOR_CACHE_DIR", cache)
             .env("ORCHESTRATOR_OPS", &self.ops)
-            .envs(self.way.environment.iter().copied())
+            .envs(
+                self.way
+                    .environment
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
             .output()
             .unwrap();
         Ran {
@@ -286,6 +319,11 @@ impl Rig {
 
     pub fn ops_url(&self) -> &str {
         &self.ops
+    }
+
+    /// `http://host:port` of its Service Bus listener.
+    pub fn bus(&self) -> &str {
+        self.bus.as_deref().expect("it serves the bus")
     }
 
     pub fn client(&self) -> &reqwest::Client {
@@ -304,9 +342,9 @@ impl Rig {
     }
 
     pub fn restart(&mut self) {
-        let started = start(self.dir.path(), &self.way)
+        let started = start(self.dir.path(), &self.way, self.bus.as_deref())
             .unwrap_or_else(|(status, said)| panic!("{status}: {said}"));
-        (self.child, self.app, self.ops) = started;
+        (self.child, self.app, self.ops) = (started.child, started.app, started.ops);
     }
 
     pub fn rewrite(&self, manifest: &str) {

@@ -211,3 +211,96 @@ fn as_text(properties: &str) -> String {
     }
     serde_json::Value::Object(properties).to_string()
 }
+
+/// A network that delays everything and cuts connections where it likes, until
+/// it is mended.
+pub struct ToxicNetwork {
+    pub address: SocketAddr,
+    shared: Arc<Toxins>,
+}
+
+struct Toxins {
+    server: SocketAddr,
+    /// Pieces of data of which about one is cut; 0: none.
+    cut_one_in: AtomicUsize,
+    cuts: AtomicUsize,
+    random: Mutex<rand::rngs::StdRng>,
+}
+
+/// Longest delay of one piece of data.
+const DELAY_MAX: Duration = Duration::from_millis(20);
+
+impl ToxicNetwork {
+    pub async fn to(server: SocketAddr, seed: u64, cut_one_in: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Toxins {
+            server,
+            cut_one_in: AtomicUsize::new(cut_one_in),
+            cuts: AtomicUsize::new(0),
+            random: Mutex::new(rand::SeedableRng::seed_from_u64(seed)),
+        });
+        let toxins = shared.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let toxins = toxins.clone();
+                // A connection that breaks is what this is for.
+                tokio::spawn(async move { toxins.relay(client).await });
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub fn mend(&self) {
+        self.shared.cut_one_in.store(0, Ordering::Relaxed);
+    }
+
+    /// Connections that were cut.
+    pub fn cuts(&self) -> usize {
+        self.shared.cuts.load(Ordering::Relaxed)
+    }
+}
+
+impl Toxins {
+    async fn relay(&self, client: TcpStream) -> std::io::Result<()> {
+        let server = TcpStream::connect(self.server).await?;
+        client.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        // Whichever ends first ends both: each is dropped.
+        tokio::select! {
+            ended = self.pass(&mut from_client, &mut to_server) => ended,
+            ended = self.pass(&mut from_server, &mut to_client) => ended,
+        }
+    }
+
+    async fn pass(
+        &self,
+        from: &mut tokio::net::tcp::OwnedReadHalf,
+        to: &mut tokio::net::tcp::OwnedWriteHalf,
+    ) -> std::io::Result<()> {
+        use rand::Rng;
+        let mut piece = vec![0; 4_096];
+        loop {
+            let length = from.read(&mut piece).await?;
+            if length == 0 {
+                return Ok(());
+            }
+            let (delay, is_cut, kept) = {
+                let mut random = self.random.lock().unwrap();
+                let one_in = self.cut_one_in.load(Ordering::Relaxed);
+                let is_cut = one_in > 0 && random.random_range(0..one_in) == 0;
+                let delay = DELAY_MAX.mul_f64(random.random());
+                (delay, is_cut, random.random_range(0..length))
+            };
+            tokio::time::sleep(delay).await;
+            if is_cut {
+                self.cuts.fetch_add(1, Ordering::Relaxed);
+                to.write_all(&piece[..kept]).await?;
+                return Ok(());
+            }
+            to.write_all(&piece[..length]).await?;
+        }
+    }
+}
