@@ -262,6 +262,12 @@ async fn a_job_costs_three_requests() {
         bench.settle(delivery.lock, done(), None).await;
     }
     assert_eq!(wire.requests(), 60);
+    // Together, sends share requests.
+    let messages = (0..200).map(|n| message(&format!("t{n}"))).collect();
+    for sent in bench.queue.send_many(messages).await {
+        sent.unwrap();
+    }
+    assert!(wire.requests() <= 60 + 8, "{} requests", wire.requests());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,6 +72,75 @@ fn host(address: &str) -> Rig {
     Rig::up_in(&manifest(&[("jobs", "worker", keys)]), way)
 }
 
+/// A queue that wants a token of Entra ID, and the endpoint that gives managed
+/// identities theirs; says where, and what each was asked.
+async fn guarded_by_entra() -> (String, tokio::sync::mpsc::Receiver<(String, String)>) {
+    use axum::extract::Request;
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    let (told, asked) = tokio::sync::mpsc::channel(64);
+    let answer = move |request: Request| async move {
+        let header = |name: &str| {
+            let value = request.headers().get(name);
+            value.map_or(String::new(), |value| value.to_str().unwrap().to_owned())
+        };
+        let proof = header("authorization") + &header("x-identity-header");
+        // More than it holds is not looked at.
+        let _ = told.try_send((request.uri().to_string(), proof));
+        if request.uri().path() == "/token" {
+            let token = json!({
+                "access_token": "the-token",
+                "expires_on": "4102444800",
+                "resource": "https://servicebus.azure.net",
+                "token_type": "Bearer",
+            });
+            return axum::Json(token).into_response();
+        }
+        match request.method().as_str() == "POST" && request.uri().path() == "/jobs/messages" {
+            true => StatusCode::CREATED,
+            false => StatusCode::NO_CONTENT,
+        }
+        .into_response()
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+    (format!("http://{address}"), asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_key_the_host_uses_its_managed_identity() {
+    let (address, mut asked) = guarded_by_entra().await;
+    let way = Way {
+        arguments: vec!["--quiet"],
+        environment: vec![
+            (
+                "SERVICEBUS_CONNECTION_STRING",
+                format!("Endpoint={address}"),
+            ),
+            ("IDENTITY_ENDPOINT", format!("{address}/token")),
+            ("IDENTITY_HEADER", "the-secret".to_owned()),
+        ],
+        ..Way::default()
+    };
+    let host = Rig::up_in(&manifest(&[("jobs", "worker", "")]), way);
+    send(std::slice::from_ref(&host), 0, json!({})).await;
+    let (mut tokens, mut is_sent) = (0, false);
+    while !is_sent {
+        let (path, proof) = asked.recv().await.unwrap();
+        if path.starts_with("/token") {
+            tokens += 1;
+            assert!(path.contains("servicebus.azure.net"), "{path}");
+            assert_eq!(proof, "the-secret");
+        } else {
+            assert_eq!(proof, "Bearer the-token", "{path}");
+            is_sent = path.starts_with("/jobs/messages") && !path.contains("head");
+        }
+    }
+    assert_eq!(tokens, 1, "a token is kept");
+    assert!(!host.said().contains("the-token"), "{}", host.said());
+}
+
 /// Waits until nothing waits, is locked or is scheduled any more.
 async fn until_empty(bus: &Rig) {
     let began = Instant::now();

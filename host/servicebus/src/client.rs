@@ -6,6 +6,8 @@
 
 mod api;
 mod auth;
+#[cfg(feature = "entra")]
+mod entra;
 mod ledger;
 pub mod protocol;
 mod queue;
@@ -46,9 +48,12 @@ pub struct Namespace {
 pub enum ConnectError {
     /// The connection string says nothing to authenticate with.
     #[error(
-        "the Service Bus connection string has neither `SharedAccessKeyName` and `SharedAccessKey` nor `SharedAccessSignature`"
+        "the Service Bus connection string has neither `SharedAccessKeyName` and `SharedAccessKey` nor `SharedAccessSignature`, and this program is built without Microsoft Entra ID (feature `entra`)"
     )]
     NoCredential,
+    /// What the environment says of Entra ID cannot be used.
+    #[error("Microsoft Entra ID cannot be used with these environment variables: {0}")]
+    Entra(String),
     /// TLS cannot be set up.
     #[error("the HTTP client for Service Bus cannot be set up: {0}")]
     Http(String),
@@ -85,4 +90,40 @@ impl Namespace {
     pub fn reach(&self) -> watch::Receiver<Reach> {
         self.api.reach()
     }
+}
+
+/// What one look at a queue found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// It is there.
+    Found {
+        /// Messages that are due or locked.
+        active: u64,
+        /// Whether an id that is sent again is one message: without it a job
+        /// whose acceptance got lost on its way can run twice.
+        detects_duplicates: bool,
+    },
+    /// The namespace answers, and has no such queue.
+    Missing,
+    /// The credential may use queues, not look at them: nothing is known.
+    NotAllowed(String),
+}
+
+/// Looks at queues of a namespace without taking anything. The error is a
+/// sentence on why the namespace cannot be used.
+pub async fn look(connection: &ConnectionString, queues: &[&str]) -> Result<Vec<Look>, String> {
+    let api = Api::new(connection).map_err(|error| error.to_string())?;
+    let mut looks = Vec::with_capacity(queues.len());
+    for queue in queues {
+        looks.push(match api.counts(queue).await {
+            Ok((description, counts)) => Look::Found {
+                active: counts.active,
+                detects_duplicates: description.requires_duplicate_detection.unwrap_or(false),
+            },
+            Err(api::ApiError::NotFound { .. }) => Look::Missing,
+            Err(error @ api::ApiError::Unauthorized { .. }) => Look::NotAllowed(error.to_string()),
+            Err(error) => return Err(error.to_string()),
+        });
+    }
+    Ok(looks)
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use orchestrator_engine::{Outbox, Runtime};
+use orchestrator_servicebus::client::{self as servicebus, Look};
 use serde::Serialize;
 
 use super::{
@@ -73,6 +74,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), CliError> {
             findings.extend(disk(&state_dir, config.host.free_disk_bytes_min));
             let compiled_dir = compiled_dir(environment("ORCHESTRATOR_CACHE_DIR"), &state_dir);
             findings.extend(components(&config, &compiled_dir)?);
+            findings.extend(service_bus(&config)?);
         }
         Err(error) => findings.push(fail(
             "manifest",
@@ -136,6 +138,58 @@ fn summary(config: &Config) -> String {
         components.join(", "),
         queues.join(", ")
     )
+}
+
+/// The namespace that keeps the queues, if one does.
+fn service_bus(config: &Config) -> Result<Vec<Finding>, CliError> {
+    let Some(connection) = &config.host.service_bus else {
+        return Ok(Vec::new());
+    };
+    let names: Vec<&str> = config
+        .queues
+        .iter()
+        .map(|trigger| trigger.queue.name.as_str())
+        .collect();
+    let origin = connection.endpoint.origin();
+    let runtime = tokio::runtime::Runtime::new().map_err(failed)?;
+    let looks = runtime.block_on(servicebus::look(connection, &names));
+    let looks = match looks {
+        Ok(looks) => looks,
+        Err(error) => {
+            return Ok(vec![fail(
+                "service bus",
+                format!("{origin}: {error}"),
+                "check `Endpoint`, the key and the network; jobs are answered 503 until it is back",
+            )]);
+        }
+    };
+    let finding = |(name, look): (&&str, Look)| {
+        let check = format!("queue {name}");
+        match look {
+            Look::Found {
+                active,
+                detects_duplicates: true,
+            } => ok(check, format!("at {origin}, with {active} messages")),
+            Look::Found { .. } => warn(
+                check,
+                format!(
+                    "at {origin} does not detect duplicates: a job that is sent twice runs twice"
+                ),
+                "create it anew with duplicate detection, which cannot be switched on later",
+            ),
+            Look::Missing => fail(
+                check,
+                format!("{origin} has no queue of this name"),
+                "create it, with duplicate detection, or correct `queue` in the manifest",
+            ),
+            Look::NotAllowed(why) => warn(
+                check,
+                format!("{origin} does not say whether it is there: {why}"),
+                "nothing, if the key has only the rights Send and Listen; else check it",
+            ),
+        }
+    };
+    Ok(names.iter().zip(looks).map(finding).collect())
 }
 
 /// Needed to build components, not to run them.

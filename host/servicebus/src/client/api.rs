@@ -65,6 +65,9 @@ pub enum ApiError {
         /// When it wants to be asked again.
         retry_after: Option<Duration>,
     },
+    /// There is no credential to send: nothing was asked. A retry may help.
+    #[error("no token for Service Bus from Microsoft Entra ID: {0}")]
+    NoToken(String),
     /// The credential is refused. A retry does not help until it is mended.
     #[error("Service Bus refuses the credential ({status}): {detail}")]
     Unauthorized {
@@ -313,10 +316,7 @@ impl Api {
     }
 
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let header = self.authorizer.header();
-        self.http
-            .request(method, format!("{}/{path}", self.origin))
-            .header(header::AUTHORIZATION, header.expose())
+        self.http.request(method, format!("{}/{path}", self.origin))
     }
 
     async fn call(
@@ -324,7 +324,13 @@ impl Api {
         request: reqwest::RequestBuilder,
         timeout: Duration,
     ) -> Result<Answer, ApiError> {
-        let answered = exchange(request.timeout(timeout)).await;
+        let answered = match self.authorizer.header().await {
+            Ok(header) => {
+                let request = request.header(header::AUTHORIZATION, header.expose());
+                exchange(request.timeout(timeout)).await
+            }
+            Err(error) => Err(error),
+        };
         self.note(&answered);
         answered
     }
@@ -332,11 +338,13 @@ impl Api {
     /// Remembers whether the service answers.
     fn note(&self, answered: &Result<Answer, ApiError>) {
         let now = match answered {
-            Err(error @ (ApiError::Unreachable(_) | ApiError::Unauthorized { .. })) => {
-                Reach::Down {
-                    reason: error.to_string(),
-                }
-            }
+            Err(
+                error @ (ApiError::Unreachable(_)
+                | ApiError::NoToken(_)
+                | ApiError::Unauthorized { .. }),
+            ) => Reach::Down {
+                reason: error.to_string(),
+            },
             _ => Reach::Up,
         };
         self.reach.send_if_modified(|reach| {

@@ -44,7 +44,7 @@ enum Item {
     /// Text: an element of a batch.
     Text(String),
     /// Other bytes: a request of its own.
-    Bytes(WireMessage),
+    Bytes(Box<WireMessage>),
 }
 
 /// Sends messages of one namespace. Clones share it.
@@ -81,7 +81,7 @@ impl Sender {
 
 fn item(message: WireMessage) -> Item {
     let Ok(body) = std::str::from_utf8(&message.body) else {
-        return Item::Bytes(message);
+        return Item::Bytes(Box::new(message));
     };
     let mut properties: Map<String, Value> = message
         .custom
@@ -206,7 +206,7 @@ async fn once(api: &Api, batch: &[Waiting]) -> Result<(), ApiError> {
         return Ok(());
     };
     if let Item::Bytes(message) = &first.item {
-        return api.send(&first.queue, message.clone()).await;
+        return api.send(&first.queue, (**message).clone()).await;
     }
     let texts: Vec<&str> = batch
         .iter()
