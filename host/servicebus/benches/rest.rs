@@ -29,6 +29,23 @@ const RETENTION: Retention = Retention {
     bytes: 256 << 20,
 };
 
+/// A queue for each: polls that wait at one would take the other's messages.
+const EMBEDDED: &str = "embedded";
+const REST: &str = "rest";
+
+fn config(name: &str) -> QueueConfig {
+    QueueConfig {
+        name: name.to_owned(),
+        lock_duration: Duration::from_secs(300),
+        max_delivery_count: 10,
+        duplicate_window: Duration::from_secs(600),
+        time_to_live: None,
+        dead_letter_expired: true,
+        max_bytes: u64::MAX,
+        retention: RETENTION,
+    }
+}
+
 /// A queue, either way.
 #[derive(Clone)]
 enum Queue {
@@ -95,7 +112,7 @@ async fn over_rest(broker: &Broker, state: &std::path::Path) -> Queue {
     let connection =
         format!("Endpoint=http://{address};SharedAccessKeyName=k;SharedAccessKey=secret");
     let namespace = Namespace::new(&connection.parse().unwrap(), state, RETENTION).unwrap();
-    let name = "bench".to_owned();
+    let name = REST.to_owned();
     Queue::Rest(namespace.queue(QueueOptions { name }))
 }
 
@@ -137,16 +154,7 @@ fn bench(criterion: &mut Criterion) {
     let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let options = BrokerOptions {
         dir: dir.path().to_owned(),
-        queues: vec![QueueConfig {
-            name: "bench".to_owned(),
-            lock_duration: Duration::from_secs(300),
-            max_delivery_count: 10,
-            duplicate_window: Duration::from_secs(600),
-            time_to_live: None,
-            dead_letter_expired: true,
-            max_bytes: u64::MAX,
-            retention: RETENTION,
-        }],
+        queues: vec![config(EMBEDDED), config(REST)],
         free_disk_bytes_min: 0,
     };
     let (broker, _) = {
@@ -156,7 +164,7 @@ fn bench(criterion: &mut Criterion) {
     let next = Arc::new(AtomicU64::new(0));
     let mut group = criterion.benchmark_group("jobs");
     group.throughput(Throughput::Elements(1)).sample_size(20);
-    let embedded = Queue::Embedded(broker.queues()[0].clone());
+    let embedded = Queue::Embedded(broker.queue(EMBEDDED).unwrap());
     let rest = runtime.block_on(over_rest(&broker, state.path()));
     for in_flight in IN_FLIGHT {
         for (name, queue) in [("embedded", &embedded), ("rest", &rest)] {

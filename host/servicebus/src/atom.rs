@@ -130,6 +130,7 @@ fn parse(body: &[u8]) -> Result<(QueueDescription, Counts), AtomError> {
     }
     let text = std::str::from_utf8(body).map_err(|error| malformed(&error))?;
     let mut reader = NsReader::from_str(text.trim_start_matches('\u{feff}'));
+    reader.config_mut().expand_empty_elements = true;
     let (mut description, mut counts) = (QueueDescription::default(), Counts::default());
     let (mut open, mut value): (Vec<Open>, String) = (Vec::new(), String::new());
     let (mut is_queue, mut is_feed) = (false, false);
@@ -498,7 +499,9 @@ pub fn parse_iso8601_duration(text: &str) -> Option<Duration> {
             return None;
         }
     }
-    Duration::try_from_secs_f64(seconds).ok()
+    // Beyond all that .NET can say, and far below where a float skips whole seconds.
+    let most = FOREVER_MIN + Duration::from_secs(86_400);
+    Some(Duration::try_from_secs_f64(seconds).ok()?.min(most))
 }
 
 #[cfg(test)]
@@ -533,6 +536,31 @@ mod tests {
         ] {
             assert_eq!(parse_iso8601_duration(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_duration_beyond_all_writes_and_reads_as_itself() {
+        let most = parse_iso8601_duration("PT9999999999999999S").unwrap();
+        assert!(most >= FOREVER_MIN);
+        assert_eq!(parse_iso8601_duration(&iso8601_duration(most)), Some(most));
+    }
+
+    #[test]
+    fn an_element_without_content_is_the_same_either_way() {
+        let entry = |element: &str| {
+            let body = format!(
+                r#"<entry xmlns="http://www.w3.org/2005/Atom"><content type="application/xml"><QueueDescription xmlns="http://schemas.microsoft.com/netservices/2010/10/servicebus/connect">{element}</QueueDescription></content></entry>"#
+            );
+            parse_queue_entry(body.as_bytes()).map_err(|error| error.to_string())
+        };
+        assert_eq!(
+            entry("<LockDuration/>"),
+            entry("<LockDuration></LockDuration>")
+        );
+        let defaults = parse_queue_entry(
+            br#"<entry xmlns="http://www.w3.org/2005/Atom"><content type="application/xml"><QueueDescription xmlns="http://schemas.microsoft.com/netservices/2010/10/servicebus/connect"/></content></entry>"#,
+        );
+        assert_eq!(defaults.unwrap(), QueueDescription::default());
     }
 
     #[test]

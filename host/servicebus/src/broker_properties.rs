@@ -106,6 +106,9 @@ impl BrokerProperties {
     /// values as strings), `TimeToLiveTimeSpan` stands in for a missing
     /// `TimeToLive`, unknown keys and those that only the broker sets are ignored.
     pub fn parse_sent(text: &str) -> Result<Self, BrokerPropertiesError> {
+        if text.len() > BROKER_PROPERTIES_BYTES_MAX {
+            return Err(BrokerPropertiesError::TooLong(text.len()));
+        }
         Self::from_value(&parse_json(text)?, false)
     }
 
@@ -195,9 +198,6 @@ impl BrokerProperties {
 }
 
 fn parse_json(text: &str) -> Result<Value, BrokerPropertiesError> {
-    if text.len() > BROKER_PROPERTIES_BYTES_MAX {
-        return Err(BrokerPropertiesError::TooLong(text.len()));
-    }
     serde_json::from_str(text).map_err(|error| BrokerPropertiesError::NotJson(error.to_string()))
 }
 
@@ -311,8 +311,13 @@ fn time_of_seconds(seconds: f64) -> Option<Option<Duration>> {
     }
     // Exact: not negative and below 2^50.
     let millis = (seconds * 1000.0).round() as u64;
-    let least = u64::from(seconds > 0.0);
-    Some(Some(Duration::from_millis(millis.max(least))))
+    Some(time_of_millis(millis, seconds > 0.0))
+}
+
+/// A time to live; `None` for one that never ends, which rounding can make of one that just does not.
+fn time_of_millis(millis: u64, is_positive: bool) -> Option<Duration> {
+    let time = Duration::from_millis(millis.max(u64::from(is_positive)));
+    (time.as_secs() < TIME_TO_LIVE_FOREVER_WHOLE_SECONDS).then_some(time)
 }
 
 /// The same from .NET's `[d.]hh:mm:ss[.fffffff]`.
@@ -334,9 +339,8 @@ fn time_of_span(text: &str) -> Option<Option<Duration>> {
         return Some(None);
     }
     let nanos = digits(&format!("{fraction:0<9}"), 9)?;
-    Some(Some(
-        Duration::from_secs(seconds) + Duration::from_nanos(nanos),
-    ))
+    let millis = seconds * 1000 + (nanos + 500_000) / 1_000_000;
+    Some(time_of_millis(millis, seconds > 0 || nanos > 0))
 }
 
 /// One to `most` decimal digits, without a sign.
@@ -526,6 +530,32 @@ mod tests {
         ] {
             assert_eq!(sent(text).time_to_live, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_time_to_live_that_rounds_to_for_ever_reads_back() {
+        for text in [
+            r#"{"TimeToLive":922337203684.9996}"#,
+            r#"{"TimeToLiveTimeSpan":"10675199.02:48:04.9999999"}"#,
+            r#"{"TimeToLive":0.1234567890123}"#,
+        ] {
+            let read = sent(text);
+            assert_eq!(
+                sent(&read.to_header()).time_to_live,
+                read.time_to_live,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_service_let_in_is_read_however_long_it_is() {
+        let long = format!(
+            r#"{{"Label":"{}"}}"#,
+            "x".repeat(BROKER_PROPERTIES_BYTES_MAX)
+        );
+        assert!(BrokerProperties::parse_sent(&long).is_err());
+        assert!(BrokerProperties::parse_received(&long).is_ok());
     }
 
     #[test]

@@ -66,6 +66,10 @@ pub enum ApiError {
         retry_after: Option<Duration>,
     },
     /// There is no credential to send: nothing was asked. A retry may help.
+    #[cfg_attr(
+        not(feature = "entra"),
+        expect(dead_code, reason = "only Entra ID has tokens")
+    )]
     #[error("no token for Service Bus from Microsoft Entra ID: {0}")]
     NoToken(String),
     /// The credential is refused. A retry does not help until it is mended.

@@ -560,7 +560,9 @@ impl Queue {
             ready: counts.active.saturating_sub(locked),
             locked,
             scheduled: counts.scheduled,
-            dead: parked.map_or(0, |(_, counts)| counts.active) + counts.dead_letter,
+            dead: parked
+                .map_or(0, |(_, counts)| counts.active)
+                .saturating_add(counts.dead_letter),
             ..QueueStats::default()
         };
         *stats = Some((Instant::now(), known));
