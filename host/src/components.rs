@@ -1,5 +1,7 @@
 //! The components of this application and the version of each that runs now.
 
+pub mod verdict;
+
 use std::sync::Arc;
 
 use orchestrator_engine::WorkerComponent;
