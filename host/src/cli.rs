@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod client;
 mod doctor;
+mod swap;
 mod up;
 mod variables;
 
@@ -42,6 +43,27 @@ enum Command {
     /// Look at, bring back or throw away dead letters.
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Replace a component in the running host, while its jobs run.
+    Swap(SwapArgs),
+    /// Go back: from a canary, to the version before, or to the one named.
+    Rollback {
+        /// The component.
+        component: String,
+        /// Digest of the version, or how it begins [default: the one before].
+        digest: Option<String>,
+        /// Why, for the record.
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Accept a canary before it is judged.
+    Promote {
+        /// The component.
+        component: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
     /// Measure throughput and latency of this machine with an application.
     Bench(BenchArgs),
     /// Check toolchain, manifest, components, disk and addresses, and say how to mend what is wrong.
@@ -84,6 +106,26 @@ struct SelectArgs {
     all: bool,
     #[command(flatten)]
     dead: DeadArgs,
+}
+
+#[derive(Debug, Args)]
+struct SwapArgs {
+    /// The component, as the manifest names it.
+    component: String,
+    /// The WebAssembly file; a signature beside it (`.minisig`) goes with it.
+    file: PathBuf,
+    /// First give it this share of the jobs, until the host has judged it;
+    /// `0%` for none where the manifest says otherwise.
+    #[arg(long, value_name = "PERCENT")]
+    canary: Option<String>,
+    /// Do not wait for the judgement on a canary.
+    #[arg(long, requires = "canary")]
+    detach: bool,
+    /// Why, for the record.
+    #[arg(long)]
+    reason: Option<String>,
+    #[command(flatten)]
+    ops: OpsArgs,
 }
 
 #[derive(Debug, Args)]
@@ -275,6 +317,21 @@ impl Cli {
             Command::Build(args) => build::run(&args.read()?),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(&args),
+            Command::Swap(args) => client::block_on(swap::swap(&args)),
+            Command::Rollback {
+                component,
+                digest,
+                reason,
+                ops,
+            } => client::block_on(swap::roll_back(
+                &component,
+                digest.as_deref(),
+                reason.as_deref(),
+                &ops,
+            )),
+            Command::Promote { component, ops } => {
+                client::block_on(swap::promote(&component, &ops))
+            }
             Command::Status(ops) => client::block_on(client::status(&ops)),
             Command::Jobs { id, ops } => client::block_on(client::jobs(id.as_deref(), &ops)),
             Command::Dead(DeadCommand::List(args)) => {

@@ -45,6 +45,9 @@ pub struct QueueTrigger {
     pub component: String,
     /// How they are run.
     pub dispatch: DispatchConfig,
+    /// Share of the jobs that a new version of the component gets at first;
+    /// none: all at once.
+    pub canary: Option<f64>,
 }
 
 /// One `[component.NAME]`.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use orchestrator_engine::guest_log::{LogSink, Said};
 use orchestrator_engine::http::HttpComponent;
 use orchestrator_engine::worker::Grants;
@@ -19,7 +20,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::components::{HttpSlot, Slot, WorkerSlot};
+use crate::components::store::VersionStore;
+use crate::components::swapper::{self, Load};
+use crate::components::{self, HttpSlot, Place, Slot, Swapper, TrustedKeys, WorkerSlot};
 use crate::config::{ComponentConfig, Config, QueueTrigger};
 use crate::dispatch::{Dispatcher, Stop};
 use crate::ingest::{self, Application, IngestConfig};
@@ -83,6 +86,9 @@ pub enum HostError {
         "the Service Bus listener does not bind {0}: it speaks plain HTTP, so use a loopback address, and a proxy with TLS for other machines"
     )]
     ServiceBusUnprotected(SocketAddr),
+    /// What the state directory says of trusted components cannot be read.
+    #[error(transparent)]
+    TrustedKeys(#[from] components::KeysError),
     /// The keys of the Service Bus listener cannot be read.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -130,6 +136,10 @@ pub struct Host {
     app_listener: TcpListener,
     ops_listener: TcpListener,
     servicebus: Option<(TcpListener, Server)>,
+    swapper: Swapper,
+    swapping: BoxFuture<'static, ()>,
+    /// Component, its file, and the digest of what was read from it.
+    watched: Vec<(String, PathBuf, Option<String>)>,
     stop: Stop,
     shutdown_timeout: Duration,
     request_timeout: Duration,
@@ -168,26 +178,22 @@ impl Host {
             }
         };
         let runtime = Runtime::new(&runtime_config_of(&config, &options.compiled_dir))?;
-        let workers = load_workers(&config, &runtime).await?;
+        let config = Arc::new(config);
         let outbox = ingest::outbox(&queues, config.host.default_queue.as_deref());
-        let mut http = Vec::new();
-        for id in config.router.components() {
-            let component = &config.components[id];
-            let sink = log_sink(id, &telemetry);
-            let (bytes, began) = (read(id, component).await?, Instant::now());
-            let size = bytes.len() as u64;
-            let loaded =
-                http_component_of(&config, id, &runtime, bytes, outbox.clone(), sink).await?;
-            let digest = loaded.digest().to_owned();
-            ComponentLoaded {
-                component: id,
-                digest: &digest,
-                took: began.elapsed(),
-            }
-            .emit();
-            let source = component.source.display().to_string();
-            http.push(Arc::new(HttpSlot::new(id, loaded, &digest, &source, size)));
-        }
+        let keys = TrustedKeys::read(&options.state_dir)?;
+        let loading = Loading {
+            config: config.clone(),
+            runtime,
+            versions: VersionStore::new(&options.state_dir),
+            keys: keys.clone(),
+            telemetry: telemetry.clone(),
+            builder: swapper::Builder::new(),
+            watched: Vec::new(),
+        };
+        let (workers, http, loading) = loading.all(&outbox).await?;
+        let (swapper, swapping) = loading
+            .builder
+            .build(loading.versions, keys, telemetry.clone());
         let stop = Stop::default();
         let dispatchers: Vec<Dispatcher> = config
             .queues
@@ -216,8 +222,7 @@ impl Host {
             telemetry: telemetry.clone(),
         });
         let operations = Arc::new(Operations {
-            http,
-            workers: workers.into_values().collect(),
+            swapper: swapper.clone(),
             dispatchers: dispatchers.clone(),
             health: health.clone(),
             stopping: stop.receiving.clone(),
@@ -233,6 +238,9 @@ impl Host {
             app_listener,
             ops_listener,
             servicebus,
+            swapper,
+            swapping: Box::pin(swapping),
+            watched: loading.watched,
             stop,
             shutdown_timeout: config.host.shutdown_timeout,
             request_timeout: config.host.http.request_timeout,
@@ -299,6 +307,18 @@ impl Host {
         if let Some((listener, server)) = self.servicebus {
             tasks.spawn(server.serve(listener, self.stop.receiving.clone()));
         }
+        // Not waited for: what it has not published by then, a restart does.
+        let swapping = tokio::spawn(self.swapping);
+        for (id, path, digest) in self.watched {
+            let stop = self.stop.receiving.clone();
+            tokio::spawn(components::watch(
+                self.swapper.clone(),
+                id,
+                path,
+                digest,
+                stop,
+            ));
+        }
         let ops_server = tokio::spawn(ops::serve(
             self.ops_listener,
             self.operations,
@@ -323,6 +343,7 @@ impl Host {
             // still open by then are cut.
             let _ = tokio::time::timeout(GIVE_BACK_MAX, tasks.wait()).await;
         }
+        swapping.abort();
         ops_stop.cancel();
         let _ = ops_server.await;
         if let Store::Embedded(broker) = self.store {
@@ -464,35 +485,101 @@ pub(crate) fn runtime_config_of(config: &Config, compiled_dir: &Path) -> Runtime
     }
 }
 
-async fn load_workers(
-    config: &Config,
-    runtime: &Runtime,
-) -> Result<BTreeMap<String, Arc<WorkerSlot>>, HostError> {
-    let mut workers: BTreeMap<String, Arc<WorkerSlot>> = BTreeMap::new();
-    for trigger in &config.queues {
-        let id = &trigger.component;
-        if workers.contains_key(id) {
-            continue;
+/// What loading the first version of each component needs, and leaves.
+struct Loading {
+    config: Arc<Config>,
+    runtime: Runtime,
+    versions: VersionStore,
+    keys: TrustedKeys,
+    telemetry: Telemetry,
+    builder: swapper::Builder,
+    watched: Vec<(String, PathBuf, Option<String>)>,
+}
+
+type Workers = BTreeMap<String, Arc<WorkerSlot>>;
+
+impl Loading {
+    async fn all(
+        mut self,
+        outbox: &Outbox,
+    ) -> Result<(Workers, Vec<Arc<HttpSlot>>, Self), HostError> {
+        let config = self.config.clone();
+        let mut workers = Workers::new();
+        for trigger in &config.queues {
+            let id = &trigger.component;
+            if workers.contains_key(id) {
+                continue;
+            }
+            let (config, runtime) = (config.clone(), self.runtime.clone());
+            let trigger = trigger.clone();
+            let canary = trigger.canary;
+            let load: Load<WorkerComponent> = Box::new(move |bytes| {
+                let (config, runtime, trigger) = (config.clone(), runtime.clone(), trigger.clone());
+                Box::pin(async move {
+                    let grants = grants(&config.components[&trigger.component]);
+                    let limits = trigger.dispatch.limits;
+                    let loaded = WorkerComponent::load(&runtime, bytes, grants, limits).await;
+                    loaded.map_err(|error| error.to_string())
+                })
+            });
+            workers.insert(id.clone(), self.one(id, "worker", canary, load).await?);
         }
+        let mut http = Vec::new();
+        for id in config.router.components() {
+            let (config, runtime) = (config.clone(), self.runtime.clone());
+            let (name, outbox) = (id.clone(), outbox.clone());
+            let sink = log_sink(id, &self.telemetry);
+            let load: Load<HttpComponent> = Box::new(move |bytes| {
+                let (config, runtime, name) = (config.clone(), runtime.clone(), name.clone());
+                let (outbox, sink) = (outbox.clone(), sink.clone());
+                Box::pin(async move {
+                    let grants = grants(&config.components[&name]);
+                    let limits = config.host.http.clone();
+                    HttpComponent::load(&runtime, bytes, grants, limits, outbox, sink)
+                        .await
+                        .map_err(|error| error.to_string())
+                })
+            });
+            http.push(self.one(id, "http", None, load).await?);
+        }
+        Ok((workers, http, self))
+    }
+
+    async fn one<T: swapper::Component>(
+        &mut self,
+        id: &str,
+        kind: &'static str,
+        canary: Option<f64>,
+        load: Load<T>,
+    ) -> Result<Arc<Slot<T>>, HostError> {
         let began = Instant::now();
-        let component = &config.components[id];
-        let bytes = read(id, component).await?;
-        let size = bytes.len() as u64;
-        let loaded = worker_of(config, trigger, runtime, bytes).await?;
-        let digest = loaded.digest().to_owned();
+        let component = &self.config.components[id];
+        let path = component.source.clone();
+        let in_file = read_file(component).await;
+        let first = swapper::first(&self.versions, &self.keys, id, &path, in_file, &load)
+            .await
+            .map_err(|why| HostError::Component {
+                id: id.to_owned(),
+                path: path.display().to_string(),
+                why,
+            })?;
         ComponentLoaded {
             component: id,
-            digest: &digest,
+            digest: &first.loaded.version.digest,
             took: began.elapsed(),
         }
         .emit();
-        let source = component.source.display().to_string();
-        workers.insert(
-            id.clone(),
-            Arc::new(Slot::new(id, loaded, &digest, &source, size)),
-        );
+        self.watched.push((id.to_owned(), path, first.in_file));
+        let slot = Arc::new(Slot::new(id, first.loaded));
+        let place = Place {
+            slot: slot.clone(),
+            load,
+            kind,
+            canary,
+        };
+        self.builder.add(place, first.record);
+        Ok(slot)
     }
-    Ok(workers)
 }
 
 /// The worker that does a queue's jobs, made from these bytes.
@@ -526,17 +613,20 @@ pub(crate) async fn http_component_of(
 
 /// A component's bytes.
 pub(crate) async fn read(id: &str, component: &ComponentConfig) -> Result<Vec<u8>, HostError> {
-    tokio::fs::read(&component.source).await.map_err(|error| {
+    read_file(component)
+        .await
+        .map_err(|why| refused(id, &component.source, &why))
+}
+
+async fn read_file(component: &ComponentConfig) -> Result<Vec<u8>, String> {
+    let read = tokio::fs::read(&component.source).await;
+    read.map_err(|error| {
         let hint = if component.build.is_some() {
             "; `--build` builds it"
         } else {
             ""
         };
-        refused(
-            id,
-            &component.source,
-            &format!("it cannot be read: {error}{hint}"),
-        )
+        format!("it cannot be read: {error}{hint}")
     })
 }
 

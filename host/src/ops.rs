@@ -7,24 +7,32 @@
 
 mod view;
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{Path, Query, Request, State};
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
+use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_util::Stream;
 use orchestrator_queue::local::Health;
 use orchestrator_queue::{JobState, Selection, Unavailable};
 use serde::Deserialize;
 use tokio::net::TcpListener;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
-use crate::components::{HttpSlot, WorkerSlot};
+use crate::components::swapper::Origin;
+use crate::components::{self, COMPONENT_BYTES_MAX, Candidate, SwapError, Swapper};
 use crate::dispatch::Dispatcher;
 use crate::telemetry::{QueueGauges, Telemetry};
 
@@ -34,10 +42,8 @@ const ROWS_MAX: usize = 1_000;
 
 /// What operations look at and act on.
 pub struct Operations {
-    /// The HTTP components.
-    pub http: Vec<Arc<HttpSlot>>,
-    /// The workers.
-    pub workers: Vec<Arc<WorkerSlot>>,
+    /// The components and their versions.
+    pub swapper: Swapper,
     /// One for each queue.
     pub dispatchers: Vec<Dispatcher>,
     /// The store's health.
@@ -57,6 +63,15 @@ pub async fn serve(listener: TcpListener, operations: Arc<Operations>, stop: Can
     let guarded = Router::new()
         .route("/metrics", get(metrics))
         .route("/v1/components", get(components))
+        .route(
+            "/v1/components/{id}",
+            get(component)
+                .put(upload)
+                .layer(DefaultBodyLimit::max(COMPONENT_BYTES_MAX)),
+        )
+        .route("/v1/components/{id}/rollback", post(roll_back))
+        .route("/v1/components/{id}/promote", post(promote))
+        .route("/v1/events", get(events))
         .route("/v1/queues", get(queues))
         .route("/v1/queues/{queue}/dead", get(dead))
         .route("/v1/queues/{queue}/dead/redrive", post(redrive))
@@ -217,15 +232,150 @@ async fn metrics(State(ops): Ops) -> Result<Response, Refusal> {
 }
 
 async fn components(State(ops): Ops) -> Json<Vec<view::Component>> {
-    let http = ops
-        .http
-        .iter()
-        .map(|slot| view::component(slot.id(), "http", slot.version()));
-    let workers = ops
-        .workers
-        .iter()
-        .map(|slot| view::component(slot.id(), "worker", slot.version()));
-    Json(http.chain(workers).collect())
+    let all = ops.swapper.all();
+    Json(all.iter().map(view::component).collect())
+}
+
+async fn component(
+    State(ops): Ops,
+    Path(id): Path<String>,
+) -> Result<Json<view::ComponentWhole>, Refusal> {
+    let (seen, record) = ops.swapper.one(&id).ok_or(SwapError::Unknown(id))?;
+    Ok(Json(view::component_whole(&seen, record)))
+}
+
+/// What may be said beside a component's bytes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Upload {
+    canary: Option<String>,
+    by: Option<String>,
+    reason: Option<String>,
+}
+
+/// Header with a detached signature, as base64 of the signature file.
+const SIGNATURE: &str = "x-minisign";
+/// Longest name of who makes a change, and longest reason, in characters.
+const WORDS_MAX: usize = 500;
+/// Who made a change that does not say.
+const SOMEBODY: &str = "the operations listener";
+
+fn words(text: Option<String>) -> Option<String> {
+    text.map(|text| text.chars().take(WORDS_MAX).collect())
+}
+
+async fn upload(
+    State(ops): Ops,
+    Path(id): Path<String>,
+    Query(upload): Query<Upload>,
+    headers: HeaderMap,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<Json<components::Change>, Refusal> {
+    let began = Instant::now();
+    let bytes = bytes.map_err(|error| {
+        let status = error.status();
+        let detail = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                format!("a component may have {COMPONENT_BYTES_MAX} bytes")
+            }
+            _ => error.body_text(),
+        };
+        Refusal::new(status, detail)
+    })?;
+    let bad = |why: String| Refusal::new(StatusCode::BAD_REQUEST, why);
+    let canary = match upload.canary.as_deref() {
+        None => None,
+        Some("0%") => Some(0.0),
+        Some(share) => Some(components::share(share).map_err(bad)?),
+    };
+    let signature = match headers.get(SIGNATURE) {
+        None => None,
+        Some(value) => {
+            use base64::Engine;
+            let decoded = base64::engine::general_purpose::STANDARD.decode(value.as_bytes());
+            let text = decoded.ok().and_then(|text| String::from_utf8(text).ok());
+            Some(text.ok_or_else(|| bad(format!("`{SIGNATURE}` is not base64 of text")))?)
+        }
+    };
+    let candidate = Candidate {
+        bytes: bytes.into(),
+        origin: Origin::Upload,
+        by: words(upload.by).unwrap_or_else(|| SOMEBODY.to_owned()),
+        reason: words(upload.reason),
+        signature,
+        canary,
+        read: began.elapsed(),
+    };
+    changed(ops.swapper.swap(&id, candidate)).await
+}
+
+/// The body of a rollback or a promotion; may be left out.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    digest: Option<String>,
+    by: Option<String>,
+    reason: Option<String>,
+}
+
+async fn roll_back(
+    State(ops): Ops,
+    Path(id): Path<String>,
+    wanted: Option<Json<Wanted>>,
+) -> Result<Json<components::Change>, Refusal> {
+    let Wanted { digest, by, reason } = wanted.unwrap_or_default().0;
+    let by = words(by).unwrap_or_else(|| SOMEBODY.to_owned());
+    changed(ops.swapper.roll_back(&id, digest, by, words(reason))).await
+}
+
+async fn promote(
+    State(ops): Ops,
+    Path(id): Path<String>,
+    wanted: Option<Json<Wanted>>,
+) -> Result<Json<components::Change>, Refusal> {
+    let by = words(wanted.unwrap_or_default().0.by);
+    changed(
+        ops.swapper
+            .promote(&id, by.unwrap_or_else(|| SOMEBODY.to_owned())),
+    )
+    .await
+}
+
+async fn changed(
+    answer: tokio::sync::oneshot::Receiver<Result<components::Change, SwapError>>,
+) -> Result<Json<components::Change>, Refusal> {
+    let stopping = || SwapError::Unavailable("the host is stopping".to_owned());
+    let answer = answer.await.unwrap_or_else(|_| Err(stopping()));
+    Ok(Json(answer?))
+}
+
+impl From<SwapError> for Refusal {
+    fn from(error: SwapError) -> Self {
+        let status = match error {
+            SwapError::Unknown(_) => StatusCode::NOT_FOUND,
+            SwapError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            SwapError::Nothing(_) | SwapError::Superseded(_) => StatusCode::CONFLICT,
+            SwapError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// Events from now on, until the client goes or the host stops.
+async fn events(State(ops): Ops) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let (told, stopping) = (ops.telemetry.follow(), ops.stopping.clone());
+    let stream = futures_util::stream::unfold((told, stopping), async |(mut told, stopping)| {
+        let next = stopping.run_until_cancelled(told.recv()).await?;
+        let event = match next {
+            Ok(event) => Event::default().event(event.kind).data(&*event.json),
+            Err(RecvError::Lagged(missed)) => {
+                Event::default().event("missed").data(missed.to_string())
+            }
+            Err(RecvError::Closed) => return None,
+        };
+        Some((Ok(event), (told, stopping)))
+    });
+    Sse::new(stream).keep_alive(KeepAlive::default())
 }
 
 async fn queues(State(ops): Ops) -> Json<Vec<view::Queue>> {

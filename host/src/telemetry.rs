@@ -15,9 +15,14 @@ mod metrics;
 
 use std::sync::Arc;
 
+use tokio::sync::broadcast;
+
 pub use init::{LogFormat, LogGuard, start_logging};
 pub use line_budget::LineBudget;
 pub use metrics::{Metrics, QueueGauges};
+
+/// Events that a follower may be behind before it misses some.
+const EVENTS_BEHIND_MAX: usize = 256;
 
 /// What events are emitted into. Clones share it.
 #[derive(Clone, Default)]
@@ -28,6 +33,25 @@ struct Inner {
     metrics: Metrics,
     job_lines: LineBudget,
     observer: Option<Observer>,
+    followers: Followers,
+}
+
+/// Who follows events as they happen.
+struct Followers(broadcast::Sender<Told>);
+
+impl Default for Followers {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(EVENTS_BEHIND_MAX))
+    }
+}
+
+/// One event for followers.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// What kind of event.
+    pub kind: &'static str,
+    /// Its facts, as a JSON object.
+    pub json: Arc<str>,
 }
 
 /// Called with the end of every attempt, on the task that settled it: must not block.
@@ -40,6 +64,18 @@ impl Telemetry {
             observer: Some(Box::new(observer)),
             ..Inner::default()
         }))
+    }
+
+    /// Tells whoever follows events.
+    pub(crate) fn tell(&self, kind: &'static str, facts: &serde_json::Value) {
+        let json = facts.to_string().into();
+        // Nobody may follow.
+        let _ = self.0.followers.0.send(Told { kind, json });
+    }
+
+    /// Events from now on.
+    pub fn follow(&self) -> broadcast::Receiver<Told> {
+        self.0.followers.0.subscribe()
     }
 
     pub(crate) fn observe(&self, ended: &events::AttemptEnded<'_>) {

@@ -26,7 +26,7 @@ use wasmtime_wasi_http::handler::{
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
 
 use crate::guest_log::{GuestLog, LogSink};
-use crate::loader::{self, LoadError, TRIAL_START_MAX, one_line};
+use crate::loader::{self, LoadError, LoadTimes, TRIAL_START_MAX, one_line};
 use crate::outbox::Outbox;
 use crate::runtime::Runtime;
 use crate::state::{Grants, GuestState};
@@ -37,6 +37,8 @@ use crate::worker::new_store;
 pub struct ResponseBody {
     body: WasiBody,
     fate: Arc<Fate>,
+    /// The component stays, however new versions come, until this is read.
+    _component: Arc<HttpComponent>,
 }
 
 /// Why a response's body ended before its end.
@@ -129,6 +131,7 @@ pub struct HttpComponent {
     handler: ProxyHandler<Shared>,
     permits: Semaphore,
     request_timeout: Duration,
+    times: LoadTimes,
 }
 
 const P3_EXPORT: &str = "wasi:http/handler@0.3";
@@ -145,7 +148,9 @@ impl HttpComponent {
         logs: LogSink,
     ) -> Result<Arc<Self>, LoadError> {
         let digest = loader::digest(&bytes);
+        let began = Instant::now();
         let component = loader::compile(runtime, &digest, bytes).await?;
+        let (compile, began) = (began.elapsed(), Instant::now());
         let name = loader::find_export(
             runtime,
             &component,
@@ -185,7 +190,16 @@ impl HttpComponent {
             handler: ProxyHandler::new(shared),
             permits,
             request_timeout,
+            times: LoadTimes {
+                compile,
+                check: began.elapsed(),
+            },
         }))
+    }
+
+    /// How long loading it took.
+    pub fn times(&self) -> LoadTimes {
+        self.times
     }
 
     /// SHA-256 of its bytes, in hexadecimal.
@@ -196,7 +210,7 @@ impl HttpComponent {
     /// Has the guest answer one request, whose body was read before: a slow
     /// client never holds an instance.
     pub async fn handle(
-        &self,
+        self: &Arc<Self>,
         request: http::Request<Bytes>,
     ) -> Result<http::Response<ResponseBody>, HttpError> {
         let request = request.map(|body| {
@@ -212,7 +226,14 @@ impl HttpComponent {
         // The handler's own deadline counts from when an instance took the
         // request; this one also covers starting an instance.
         match tokio::time::timeout(self.request_timeout, handled).await {
-            Ok(Ok(response)) => Ok(response.map(|body| ResponseBody { body, fate })),
+            Ok(Ok(response)) => {
+                let component = self.clone();
+                Ok(response.map(|body| ResponseBody {
+                    body,
+                    fate,
+                    _component: component,
+                }))
+            }
             Ok(Err(error)) => Err(http_error(&error, self.request_timeout)),
             Err(_) => Err(HttpError::TimedOut(self.request_timeout)),
         }

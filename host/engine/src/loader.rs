@@ -56,6 +56,45 @@ pub enum LoadError {
     Host(String),
 }
 
+/// How long the way in took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadTimes {
+    /// Compiling, or reading compiled code.
+    pub compile: Duration,
+    /// Checking against the world, linking, starting once.
+    pub check: Duration,
+}
+
+/// Whether bytes end where a WebAssembly file may: after a whole section. A
+/// file that is still being written mostly does not.
+pub fn ends_whole(bytes: &[u8]) -> bool {
+    let Some(mut rest) = bytes.get(8..) else {
+        return false;
+    };
+    // Each section: its id, its size as LEB128, its content.
+    while let Some((_, after)) = rest.split_first() {
+        let (mut size, mut place) = (0_u64, 0);
+        loop {
+            let Some(byte) = after.get(place).filter(|_| place < 5) else {
+                return false;
+            };
+            size |= u64::from(byte & 0x7f) << (7 * place);
+            place += 1;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        let end = usize::try_from(size)
+            .ok()
+            .and_then(|size| size.checked_add(place));
+        let Some(next) = end.and_then(|end| after.get(end..)) else {
+            return false;
+        };
+        rest = next;
+    }
+    true
+}
+
 /// The SHA-256 of a component's bytes, in lower-case hexadecimal.
 pub fn digest(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
@@ -144,6 +183,19 @@ pub(crate) fn one_line(error: &wasmtime::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_stops_in_the_middle_is_told_from_a_whole_one() {
+        let whole = b"\0asm\x0d\0\x01\0\x00\x03\x02ab\x00\x81\x00x";
+        assert!(ends_whole(whole));
+        let ends: Vec<usize> = (0..=whole.len())
+            .filter(|end| ends_whole(&whole[..*end]))
+            .collect();
+        assert_eq!(ends, [8, 13, whole.len()]);
+        assert!(!ends_whole(
+            b"\0asm\x0d\0\x01\0\x00\xff\xff\xff\xff\xff\xff"
+        ));
+    }
 
     #[test]
     fn a_file_that_is_no_component_is_told_apart() {

@@ -1,14 +1,14 @@
 //! One attempt at one job: a fresh instance, its limits, one [`Outcome`].
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Accessor;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
 use crate::bindings::{types, worker, worker_sync};
 use crate::guest_log::{GuestLog, Recording, cut};
-use crate::loader::{self, LoadError, TRIAL_START_MAX, one_line};
+use crate::loader::{self, LoadError, LoadTimes, TRIAL_START_MAX, one_line};
 use crate::runtime::Runtime;
 pub use crate::state::Grants;
 use crate::state::GuestState;
@@ -124,6 +124,7 @@ pub struct WorkerComponent {
     digest: String,
     grants: Grants,
     export: Export,
+    times: LoadTimes,
 }
 
 enum Export {
@@ -148,7 +149,9 @@ impl WorkerComponent {
         limits: Limits,
     ) -> Result<Arc<Self>, LoadError> {
         let digest = loader::digest(&bytes);
+        let began = Instant::now();
         let component = loader::compile(runtime, &digest, bytes).await?;
+        let (compile, began) = (began.elapsed(), Instant::now());
         let name = loader::find_export(
             runtime,
             &component,
@@ -162,14 +165,22 @@ impl WorkerComponent {
             worker_sync::WorkerSyncPre::new(linked).map(Export::Sync)
         }
         .map_err(|error| LoadError::WrongType(one_line(&error)))?;
-        let this = Arc::new(Self {
+        let mut this = Self {
             runtime: runtime.clone(),
             digest,
             grants,
             export,
-        });
+            times: LoadTimes::default(),
+        };
         this.trial(limits).await?;
-        Ok(this)
+        let check = began.elapsed();
+        this.times = LoadTimes { compile, check };
+        Ok(Arc::new(this))
+    }
+
+    /// How long loading it took.
+    pub fn times(&self) -> LoadTimes {
+        self.times
     }
 
     /// SHA-256 of its bytes, in hexadecimal.

@@ -39,7 +39,7 @@ pub(super) async fn status(ops: &OpsArgs) -> Result<(), CliError> {
     let components = table(
         &components,
         &["id", "kind", "digest", "generation", "since"],
-    );
+    ) + &canaries(&components);
     let columns = [
         "name",
         "component",
@@ -52,6 +52,26 @@ pub(super) async fn status(ops: &OpsArgs) -> Result<(), CliError> {
         "retried",
     ];
     print(&format!("{components}\n{}", table(&queues, &columns)))
+}
+
+/// A line for each canary under way.
+fn canaries(components: &Value) -> String {
+    let line = |component: &Value| {
+        let canary = component["canary"].as_object()?;
+        Some(format!(
+            "canary of {}: {} does {}% of the jobs; {}\n",
+            component["id"].as_str()?,
+            canary["digest"].as_str()?,
+            canary["share"].as_f64()? * 100.0,
+            canary["told"].as_str()?
+        ))
+    };
+    components
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(line)
+        .collect()
 }
 
 pub(super) async fn jobs(id: Option<&str>, ops: &OpsArgs) -> Result<(), CliError> {
@@ -118,21 +138,24 @@ pub(super) async fn act(
     print_json(&send(ops, request).await?)
 }
 
-async fn get(ops: &OpsArgs, path: &str) -> Result<Value, CliError> {
+pub(super) async fn get(ops: &OpsArgs, path: &str) -> Result<Value, CliError> {
     send(ops, client()?.get(url(ops, path))).await
 }
 
-fn client() -> Result<reqwest::Client, CliError> {
+pub(super) fn client() -> Result<reqwest::Client, CliError> {
     orchestrator_servicebus::http_client()
         .build()
         .map_err(failed)
 }
 
-fn url(ops: &OpsArgs, path: &str) -> String {
+pub(super) fn url(ops: &OpsArgs, path: &str) -> String {
     format!("{}{path}", ops.ops.trim_end_matches('/'))
 }
 
-async fn send(ops: &OpsArgs, request: reqwest::RequestBuilder) -> Result<Value, CliError> {
+pub(super) async fn send(
+    ops: &OpsArgs,
+    request: reqwest::RequestBuilder,
+) -> Result<Value, CliError> {
     let request = match environment("ORCHESTRATOR_OPS_TOKEN") {
         Some(token) => request.bearer_auth(token),
         None => request,

@@ -114,6 +114,7 @@ struct ServiceBusTrigger {
     max_size: Option<Spanned<String>>,
     retry: Option<Retry>,
     chaos: Option<ChaosTable>,
+    canary: Option<Spanned<String>>,
     finished_jobs: Option<FinishedJobs>,
 }
 
@@ -505,6 +506,7 @@ fn queue(source: &Source<'_>, trigger: &ServiceBusTrigger) -> Result<QueueTrigge
             retry: retry(source, trigger.retry.as_ref())?,
             chaos: chaos(source, trigger.chaos.as_ref())?,
         },
+        canary: canary(source, trigger.canary.as_ref())?,
     })
 }
 
@@ -542,6 +544,15 @@ fn chaos(source: &Source<'_>, table: Option<&ChaosTable>) -> Result<Chaos, Confi
         failure_rate: source.number("chaos.failure_rate", rate, 0.0, 0.0..=1.0)?,
         seed: table.map_or(0, |table| table.seed),
     })
+}
+
+fn canary(source: &Source<'_>, text: Option<&Spanned<String>>) -> Result<Option<f64>, ConfigError> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    crate::components::share(text.get_ref())
+        .map(Some)
+        .map_err(|why| source.error(text.span().start, format!("`canary`: {why}")))
 }
 
 /// Name of the environment variable that users of Azure have set already.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use orchestrator_engine::WorkerComponent;
-use orchestrator_engine::guest_log::Recording;
+use orchestrator_engine::guest_log::{Level, Line, Recording};
 use orchestrator_engine::worker::{Attempt as Run, Job};
+use orchestrator_engine::{Outcome, WorkerComponent};
 use orchestrator_queue::{
     Attempt, Delivery, Lock, LogLine, Message, Millis, RenewError, SettleError, Settlement,
 };
@@ -15,8 +15,10 @@ use super::Dispatcher;
 use super::lock_keeper::{Step, after_failure, after_renewal};
 use super::policy::{Ended, Rules, Verdict, decide};
 use crate::clock::now_ms;
+use crate::components::{Canary, Chosen, Loaded, Went, short};
 use crate::telemetry::events::{
-    AttemptEnded, Consequence, GuestMeasured, GuestMetricsDropped, GuestSaid, SettleFailed,
+    AttemptEnded, CanaryFailed, Consequence, GuestMeasured, GuestMetricsDropped, GuestSaid,
+    SettleFailed,
 };
 
 /// Pause between two tries to settle while the store cannot write.
@@ -51,17 +53,16 @@ impl Dispatcher {
         };
         // Read once: whatever is swapped in meanwhile, this delivery stays on
         // the version it began with.
-        let worker = self.0.worker.current();
-        let (ended, recording) = if self.0.config.chaos.fails(&told.job, told.attempt) {
-            (Ended::FailedByChaos, Recording::default())
+        let chosen = self.0.worker.choose(&told.job);
+        let (ended, recording, worker) = if self.0.config.chaos.fails(&told.job, told.attempt) {
+            // Faults that are injected say nothing about any version.
+            let (Chosen::Current { current, .. } | Chosen::Candidate { current, .. }) = chosen;
+            (Ended::FailedByChaos, Recording::default(), current)
         } else {
             let job = self.job(message, &told);
-            self.attempt(&worker, job, &lock).await
+            self.attempt(chosen, job, &lock).await
         };
-        if matches!(
-            ended,
-            Ended::Attempted(orchestrator_engine::Outcome::NotStarted { .. })
-        ) {
+        if matches!(ended, Ended::Attempted(Outcome::NotStarted { .. })) {
             self.pause_receiving();
         }
         let verdict = decide(
@@ -74,13 +75,15 @@ impl Dispatcher {
             },
         );
         self.tell_guest_output(&told, &recording);
-        let attempt = record(&told, &verdict, worker.digest(), recording);
+        let digest = &worker.version.digest;
+        let attempt = record(&told, &verdict, digest, recording);
         let took = told.started.elapsed();
         let consequence = self.settle(&told, lock, &verdict, attempt).await;
         AttemptEnded {
             queue: self.0.queue.name(),
             job: &told.job,
             attempt: told.attempt,
+            digest,
             outcome: verdict.outcome,
             error: verdict.error.as_deref(),
             took,
@@ -109,17 +112,109 @@ impl Dispatcher {
     /// first of the three to end decides, and drops the other two.
     async fn attempt(
         &self,
-        worker: &Arc<WorkerComponent>,
+        chosen: Chosen<WorkerComponent>,
         job: Job,
         lock: &Lock,
-    ) -> (Ended, Recording) {
+    ) -> (Ended, Recording, Arc<Loaded<WorkerComponent>>) {
+        // Should it be cut short, it was this version's.
+        let (Chosen::Current { current, .. } | Chosen::Candidate { current, .. }) = &chosen;
+        let current = current.clone();
         tokio::select! {
             biased;
-            Run { outcome, recording, .. } = worker.run(job, self.0.config.limits) => {
-                (Ended::Attempted(outcome), recording)
+            (outcome, recording, version) = self.on(chosen, job) => {
+                (Ended::Attempted(outcome), recording, version)
             }
-            () = self.keep(lock) => (Ended::LockLost, Recording::default()),
-            () = self.0.stop.working.cancelled() => (Ended::Stopping, Recording::default()),
+            () = self.keep(lock) => (Ended::LockLost, Recording::default(), current),
+            () = self.0.stop.working.cancelled() => {
+                (Ended::Stopping, Recording::default(), current)
+            }
+        }
+    }
+
+    /// Runs the job on the chosen version. One that fails on a candidate is
+    /// run again at once on the current version, whose word is the attempt's:
+    /// a failed canary costs a job some time and nothing else.
+    async fn on(
+        &self,
+        chosen: Chosen<WorkerComponent>,
+        job: Job,
+    ) -> (Outcome, Recording, Arc<Loaded<WorkerComponent>>) {
+        let limits = self.0.config.limits;
+        let run = async |version: &Loaded<WorkerComponent>, job| {
+            let began = Instant::now();
+            let Run {
+                outcome, recording, ..
+            } = version.component.run(job, limits).await;
+            (outcome, recording, began.elapsed())
+        };
+        let id = job.id.clone();
+        match chosen {
+            Chosen::Current { current, canary } => {
+                let (outcome, recording, took) = run(&current, job).await;
+                if let Some(canary) = canary {
+                    match judge(&outcome) {
+                        Some(true) => canary.saw(&id, Went::CurrentDid(took), false),
+                        Some(false) => canary.saw(&id, Went::CurrentFailed, false),
+                        None => {}
+                    }
+                }
+                (outcome, recording, current)
+            }
+            Chosen::Candidate {
+                canary,
+                current,
+                explains,
+            } => {
+                let (outcome, recording, took) = run(&canary.candidate, job.clone()).await;
+                match judge(&outcome) {
+                    Some(true) => {
+                        canary.saw(&id, Went::CandidateDid(took), explains);
+                        return (outcome, recording, canary.candidate.clone());
+                    }
+                    Some(false) => {}
+                    // The host's trouble, whichever version it is.
+                    None => return (outcome, recording, canary.candidate.clone()),
+                }
+                let note = self.canary_failed(&id, &canary, outcome);
+                let (outcome, mut recording, _) = run(&current, job).await;
+                recording.lines.insert(0, note);
+                match judge(&outcome) {
+                    Some(true) => canary.saw(&id, Went::CandidateFailed, explains),
+                    Some(false) => canary.saw(&id, Went::Poison, explains),
+                    None => {}
+                }
+                (outcome, recording, current)
+            }
+        }
+    }
+
+    /// Tells of it; says what the attempt's log begins with.
+    fn canary_failed(&self, job: &str, canary: &Canary<WorkerComponent>, outcome: Outcome) -> Line {
+        let rules = Rules {
+            attempt: 1,
+            attempts_max: 1,
+            retry: &self.0.config.retry,
+            random: 0.0,
+        };
+        let verdict = decide(Ended::Attempted(outcome), rules);
+        let digest = &canary.candidate.version.digest;
+        let error = verdict.error.as_deref().unwrap_or_default();
+        CanaryFailed {
+            job,
+            digest,
+            outcome: verdict.outcome,
+            error,
+        }
+        .emit(&self.0.telemetry);
+        let first_line = error.lines().next().unwrap_or_default();
+        Line {
+            at_ms: now_ms(),
+            level: Level::Warn,
+            message: format!(
+                "the canary sha256:{} failed this job first ({}): {first_line}",
+                short(digest),
+                verdict.outcome
+            ),
         }
     }
 
@@ -207,6 +302,20 @@ impl Dispatcher {
         if recording.metrics_dropped > 0 {
             GuestMetricsDropped(recording.metrics_dropped).emit(&self.0.telemetry);
         }
+    }
+}
+
+/// Whether a version did its job; none if the host could not even start it.
+fn judge(outcome: &Outcome) -> Option<bool> {
+    match outcome {
+        Outcome::Done { .. } => Some(true),
+        Outcome::NotStarted { .. } => None,
+        Outcome::Retry { .. }
+        | Outcome::DeadLetter { .. }
+        | Outcome::BadAnswer { .. }
+        | Outcome::Trapped { .. }
+        | Outcome::TimedOut
+        | Outcome::OutOfMemory => Some(false),
     }
 }
 

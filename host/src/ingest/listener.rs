@@ -107,13 +107,17 @@ async fn answer(
     timeout: Duration,
 ) -> Response<Body> {
     let began = Instant::now();
-    let (component, response) = match route(application, request, timeout).await {
-        Ok((component, response)) => (component, response),
-        Err(problem) => ("host", problem.into_response()),
-    };
+    let Routing {
+        component,
+        digest,
+        response,
+    } = route(application, request, timeout)
+        .await
+        .unwrap_or_else(|problem| Routing::by_host(problem.into_response()));
     let status = response.status().as_u16();
     RequestAnswered {
         component,
+        digest: digest.as_deref(),
         status,
         took: began.elapsed(),
     }
@@ -121,14 +125,30 @@ async fn answer(
     response
 }
 
+/// A response and who made it.
+struct Routing<'a> {
+    component: &'a str,
+    digest: Option<String>,
+    response: Response<Body>,
+}
+
+impl Routing<'_> {
+    fn by_host(response: Response<Body>) -> Self {
+        Self {
+            component: "host",
+            digest: None,
+            response,
+        }
+    }
+}
+
 async fn route(
     application: &Application,
     request: Request<Incoming>,
     timeout: Duration,
-) -> Result<(&str, Response<Body>), Problem> {
+) -> Result<Routing<'_>, Problem> {
     if let Some(id) = request.uri().path().strip_prefix(JOB_PAGES) {
-        return Ok((
-            "host",
+        return Ok(Routing::by_host(
             job_page::answer(application, request.method(), id).await,
         ));
     }
@@ -143,13 +163,19 @@ async fn route(
     let (parts, incoming) = request.into_parts();
     let bytes = body::read(incoming, timeout).await?;
     let request = Request::from_parts(with_authority(parts), bytes);
-    let response = slot.current().handle(request).await.map_err(refusal)?;
+    // Read once: the request stays on this version, its response's body too.
+    let version = slot.current();
+    let response = version.component.handle(request).await.map_err(refusal)?;
     let response = if is_head {
         response.map(|_| super::problem::full(""))
     } else {
         response.map(guest_body)
     };
-    Ok((slot.id(), response))
+    Ok(Routing {
+        component: slot.id(),
+        digest: Some(version.version.digest.clone()),
+        response,
+    })
 }
 
 fn guest_body(body: orchestrator_engine::http::ResponseBody) -> Body {

@@ -4,12 +4,14 @@ use orchestrator_queue::{Attempt, JobState};
 use serde::Serialize;
 
 use crate::clock::rfc3339;
-use crate::components::Version;
+use crate::components::store::{Entry, Fate, Record};
+use crate::components::swapper::Seen;
 use crate::dispatch::Dispatcher;
 use crate::ingest::{JobResult, result_of};
 use crate::telemetry::Telemetry;
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Component {
     id: String,
     kind: &'static str,
@@ -18,17 +20,87 @@ pub(super) struct Component {
     since: String,
     source: String,
     bytes: u64,
+    /// Versions that were replaced and still have a job or request to end.
+    draining: usize,
+    canary: Option<Canary>,
 }
 
-pub(super) fn component(id: &str, kind: &'static str, version: &Version) -> Component {
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Canary {
+    digest: String,
+    generation: u64,
+    share: f64,
+    since: String,
+    /// Jobs that the candidate has had.
+    jobs: u64,
+    told: String,
+}
+
+pub(super) fn component(seen: &Seen) -> Component {
+    let version = &seen.current;
     Component {
-        id: id.to_owned(),
-        kind,
+        id: seen.id.clone(),
+        kind: seen.kind,
         digest: format!("sha256:{}", version.digest),
         generation: version.generation,
         since: rfc3339(version.since),
         source: version.source.clone(),
         bytes: version.bytes,
+        draining: seen.draining,
+        canary: seen.canary.as_ref().map(|canary| Canary {
+            digest: format!("sha256:{}", canary.version.digest),
+            generation: canary.version.generation,
+            share: canary.share,
+            since: rfc3339(canary.version.since),
+            jobs: canary.jobs,
+            told: canary.told.clone(),
+        }),
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct ComponentWhole {
+    #[serde(flatten)]
+    component: Component,
+    /// Newest first.
+    versions: Vec<OneVersion>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OneVersion {
+    digest: String,
+    generation: u64,
+    bytes: u64,
+    origin: String,
+    by: String,
+    reason: Option<String>,
+    at: String,
+    outcome: Fate,
+    told: Option<String>,
+    is_signed: bool,
+    /// Whether it can be gone back to.
+    is_kept: bool,
+}
+
+pub(super) fn component_whole(seen: &Seen, record: Record) -> ComponentWhole {
+    let version = |entry: Entry| OneVersion {
+        digest: format!("sha256:{}", entry.digest),
+        generation: entry.generation,
+        bytes: entry.bytes,
+        origin: entry.origin,
+        by: entry.by,
+        reason: entry.reason,
+        at: rfc3339(entry.at),
+        outcome: entry.fate,
+        told: entry.told,
+        is_signed: entry.signature.is_some(),
+        is_kept: entry.is_kept,
+    };
+    ComponentWhole {
+        component: component(seen),
+        versions: record.versions.into_iter().rev().map(version).collect(),
     }
 }
 

@@ -38,6 +38,154 @@ impl ComponentLoaded<'_> {
     }
 }
 
+/// What happened to a component's version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ComponentStep {
+    /// A new version came, and is being checked.
+    Candidate,
+    /// It is not fit to run; nothing was changed.
+    Refused,
+    /// It does a share of the jobs.
+    CanaryBegan,
+    /// It runs.
+    Promoted,
+    /// It was taken back.
+    RolledBack,
+}
+
+impl ComponentStep {
+    /// Its name, in events and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Candidate => "candidate",
+            Self::Refused => "refused",
+            Self::CanaryBegan => "canary-began",
+            Self::Promoted => "promoted",
+            Self::RolledBack => "rolled-back",
+        }
+    }
+}
+
+/// Where the time between a version's arrival and its first job went.
+#[derive(Clone, Copy, Debug)]
+pub struct ComponentTimes {
+    /// Reading its bytes.
+    pub read: Duration,
+    /// Compiling, or reading compiled code.
+    pub compile: Duration,
+    /// Checking it against the world, starting it once.
+    pub check: Duration,
+    /// Writing it down and putting it in place.
+    pub publish: Duration,
+}
+
+/// A component's version changed, or did not.
+pub struct ComponentChanged<'a> {
+    /// The component.
+    pub component: &'a str,
+    /// What happened.
+    pub step: ComponentStep,
+    /// Digest of the version that it happened to; empty if it was not read.
+    pub digest: &'a str,
+    /// Why.
+    pub why: &'a str,
+    /// How long it took, once it runs.
+    pub times: Option<ComponentTimes>,
+}
+
+impl ComponentChanged<'_> {
+    /// Writes it down, counts it, and tells whoever follows events.
+    pub fn emit(self, telemetry: &Telemetry) {
+        let Self {
+            component,
+            step,
+            why,
+            ..
+        } = self;
+        let digest = &self.digest[..self.digest.floor_char_boundary(12)];
+        match (step, self.times) {
+            (ComponentStep::Candidate, _) => {
+                tracing::info!(component, digest, from = why, "checking a new version");
+            }
+            (ComponentStep::Refused, _) => {
+                tracing::warn!(component, digest, why, "version refused; nothing changed");
+            }
+            (ComponentStep::RolledBack, _) => {
+                tracing::warn!(component, digest, why, "version rolled back");
+            }
+            (ComponentStep::CanaryBegan | ComponentStep::Promoted, Some(times)) => {
+                let ComponentTimes {
+                    read,
+                    compile,
+                    check,
+                    publish,
+                } = times;
+                tracing::info!(
+                    component,
+                    digest,
+                    why,
+                    ?read,
+                    ?compile,
+                    ?check,
+                    ?publish,
+                    "version {}",
+                    step.as_str()
+                );
+            }
+            (ComponentStep::CanaryBegan | ComponentStep::Promoted, None) => {
+                tracing::info!(component, digest, why, "version {}", step.as_str());
+            }
+        }
+        telemetry
+            .metrics()
+            .component_changed(component, step.as_str());
+        let micros = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        telemetry.tell(
+            "component",
+            &serde_json::json!({
+                "component": component,
+                "step": step.as_str(),
+                "digest": (!self.digest.is_empty()).then(|| format!("sha256:{}", self.digest)),
+                "why": why,
+                "times": self.times.map(|times| serde_json::json!({
+                    "readUs": micros(times.read),
+                    "compileUs": micros(times.compile),
+                    "checkUs": micros(times.check),
+                    "publishUs": micros(times.publish),
+                })),
+            }),
+        );
+    }
+}
+
+/// A candidate failed a job that the current version then did, or not.
+pub struct CanaryFailed<'a> {
+    /// The job.
+    pub job: &'a str,
+    /// Digest of the candidate.
+    pub digest: &'a str,
+    /// How it failed.
+    pub outcome: &'static str,
+    /// What went wrong.
+    pub error: &'a str,
+}
+
+impl CanaryFailed<'_> {
+    /// Writes it down, within the rate of lines about jobs.
+    pub fn emit(self, telemetry: &Telemetry) {
+        if telemetry.may_write_job_line() {
+            let digest = &self.digest[..self.digest.floor_char_boundary(12)];
+            tracing::warn!(
+                job = self.job,
+                digest,
+                outcome = self.outcome,
+                error = self.error,
+                "failed on the canary; running it on the current version"
+            );
+        }
+    }
+}
+
 /// The store is open, and what it held is known.
 pub struct StoreRecovered {
     /// Messages that wait for a worker, due or not.
@@ -107,6 +255,8 @@ pub struct AttemptEnded<'a> {
     pub job: &'a str,
     /// Which attempt.
     pub attempt: u32,
+    /// Digest of the version that ran it.
+    pub digest: &'a str,
     /// How it ended, as a short name.
     pub outcome: &'static str,
     /// What went wrong.
@@ -157,16 +307,18 @@ impl AttemptEnded<'_> {
             injected,
             ..
         } = self;
+        let digest = &self.digest[..self.digest.floor_char_boundary(12)];
         let error = self.error.unwrap_or_default();
         match self.consequence {
             Consequence::Completed { .. } => {
-                tracing::info!(queue, job, attempt, ?took, "job completed");
+                tracing::info!(queue, job, attempt, digest, ?took, "job completed");
             }
             Consequence::Retry { delay } => {
                 tracing::warn!(
                     queue,
                     job,
                     attempt,
+                    digest,
                     outcome,
                     error,
                     injected,
@@ -179,6 +331,7 @@ impl AttemptEnded<'_> {
                     queue,
                     job,
                     attempt,
+                    digest,
                     outcome,
                     error,
                     injected,
@@ -189,20 +342,21 @@ impl AttemptEnded<'_> {
                 tracing::info!(
                     queue,
                     job,
+                    digest,
                     outcome,
                     error,
                     "job given back; no attempt spent"
                 );
             }
             Consequence::LockLost => {
-                tracing::warn!(queue, job, attempt, "lock lost; attempt cancelled");
+                tracing::warn!(queue, job, attempt, digest, "lock lost; attempt cancelled");
             }
         }
     }
 
     fn count(&self, telemetry: &Telemetry) {
         let metrics = telemetry.metrics();
-        metrics.attempt(self.queue, self.outcome, self.took);
+        metrics.attempt(self.queue, self.outcome, self.digest, self.took);
         if self.injected {
             metrics.fault_injected(self.queue);
         }
@@ -342,6 +496,8 @@ impl InstanceCrashed<'_> {
 pub struct RequestAnswered<'a> {
     /// The component that answered, or `host`.
     pub component: &'a str,
+    /// Digest of its version; none for the host.
+    pub digest: Option<&'a str>,
     /// The status.
     pub status: u16,
     /// How long it took.
@@ -353,6 +509,6 @@ impl RequestAnswered<'_> {
     pub fn emit(self, telemetry: &Telemetry) {
         telemetry
             .metrics()
-            .request(self.component, self.status, self.took);
+            .request(self.component, self.digest, self.status, self.took);
     }
 }

@@ -1,6 +1,6 @@
 //! The metrics that `/metrics` serves, in Prometheus' text format.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -35,6 +35,7 @@ struct QueueLabel {
 struct AttemptLabels {
     queue: String,
     outcome: &'static str,
+    version: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -47,6 +48,13 @@ struct StateLabels {
 struct RequestLabels {
     component: String,
     status: u16,
+    version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ComponentStepLabels {
+    component: String,
+    step: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -58,6 +66,32 @@ struct ComponentLabel {
 struct GuestMetricLabels {
     component: String,
     name: String,
+}
+
+/// Versions that have series of their own; those that were seen first go
+/// first, as each costs a series for every outcome.
+const VERSIONS_MAX: usize = 16;
+/// How much of a digest names a version: no two of one component are alike in it.
+const VERSION_CHARS: usize = 12;
+
+/// The series of one version.
+#[derive(Default)]
+struct Series {
+    version: String,
+    attempts: HashSet<AttemptLabels>,
+    requests: HashSet<RequestLabels>,
+}
+
+/// The name of a version in labels.
+fn version(digest: &str) -> String {
+    digest[..digest.floor_char_boundary(VERSION_CHARS)].to_owned()
+}
+
+/// Most are known, and cost no copy.
+fn remember<L: Clone + Eq + std::hash::Hash>(known: &mut HashSet<L>, labels: &L) {
+    if !known.contains(labels) {
+        known.insert(labels.clone());
+    }
 }
 
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -94,6 +128,8 @@ pub struct Metrics {
     given_back: Family<QueueLabel, Counter>,
     faults_injected: Family<QueueLabel, Counter>,
     requests: Family<RequestLabels, Counter>,
+    component_changes: Family<ComponentStepLabels, Counter>,
+    versions: Mutex<VecDeque<Series>>,
     request_seconds: Durations<ComponentLabel>,
     messages: Family<StateLabels, Gauge>,
     in_flight: Family<QueueLabel, Gauge>,
@@ -123,6 +159,8 @@ impl Default for Metrics {
             given_back: Family::default(),
             faults_injected: Family::default(),
             requests: Family::default(),
+            component_changes: Family::default(),
+            versions: Mutex::default(),
             request_seconds: Family::new_with_constructor(durations),
             messages: Family::default(),
             in_flight: Family::default(),
@@ -153,7 +191,7 @@ impl Metrics {
         );
         r.register(
             "attempts",
-            "Attempts ended, by outcome",
+            "Attempts ended, by outcome and version of the worker",
             self.attempts.clone(),
         );
         r.register(
@@ -193,8 +231,13 @@ impl Metrics {
         );
         r.register(
             "http_requests",
-            "Requests answered, by component and status",
+            "Requests answered, by component, its version and status",
             self.requests.clone(),
+        );
+        r.register(
+            "component_changes",
+            "What happened to versions of components",
+            self.component_changes.clone(),
         );
         r.register(
             "http_request_duration_seconds",
@@ -273,12 +316,51 @@ impl Metrics {
             .set(gauges.oldest_age.as_secs_f64());
     }
 
-    pub(super) fn attempt(&self, queue: &str, outcome: &'static str, took: Duration) {
+    /// Remembers a version's series. A new version may cost the oldest one its own.
+    fn series_of(&self, version: &str, remember: impl FnOnce(&mut Series)) {
+        let mut all = self
+            .versions
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(known) = all.iter_mut().find(|known| known.version == version) {
+            return remember(known);
+        }
+        let mut series = Series {
+            version: version.to_owned(),
+            ..Series::default()
+        };
+        remember(&mut series);
+        all.push_back(series);
+        if all.len() > VERSIONS_MAX
+            && let Some(oldest) = all.pop_front()
+        {
+            for labels in &oldest.attempts {
+                self.attempts.remove(labels);
+            }
+            for labels in &oldest.requests {
+                self.requests.remove(labels);
+            }
+        }
+    }
+
+    pub(super) fn component_changed(&self, component: &str, step: &'static str) {
+        let labels = ComponentStepLabels {
+            component: component.to_owned(),
+            step,
+        };
+        self.component_changes.get_or_create(&labels).inc();
+    }
+
+    pub(super) fn attempt(&self, queue: &str, outcome: &'static str, digest: &str, took: Duration) {
         let labels = AttemptLabels {
             queue: queue.to_owned(),
             outcome,
+            version: version(digest),
         };
         self.attempts.get_or_create(&labels).inc();
+        self.series_of(&labels.version, |series| {
+            remember(&mut series.attempts, &labels)
+        });
         self.attempt_seconds
             .get_or_create(&label(queue))
             .observe(took.as_secs_f64());
@@ -311,12 +393,24 @@ impl Metrics {
         self.faults_injected.get_or_create(&label(queue)).inc();
     }
 
-    pub(super) fn request(&self, component: &str, status: u16, took: Duration) {
+    pub(super) fn request(
+        &self,
+        component: &str,
+        digest: Option<&str>,
+        status: u16,
+        took: Duration,
+    ) {
         let labels = RequestLabels {
             component: component.to_owned(),
             status,
+            version: digest.map_or_else(|| "-".to_owned(), version),
         };
         self.requests.get_or_create(&labels).inc();
+        if digest.is_some() {
+            self.series_of(&labels.version, |series| {
+                remember(&mut series.requests, &labels)
+            });
+        }
         let label = ComponentLabel {
             component: component.to_owned(),
         };
@@ -389,7 +483,12 @@ mod tests {
     fn every_metric_is_there_with_its_prefix_and_counts() {
         let metrics = Metrics::default();
         metrics.succeeded("jobs", Duration::from_millis(3));
-        metrics.attempt("jobs", "completed", Duration::from_millis(2));
+        metrics.attempt(
+            "jobs",
+            "completed",
+            "0123456789abcdef",
+            Duration::from_millis(2),
+        );
         metrics.set_queue(
             "jobs",
             QueueGauges {
@@ -400,11 +499,30 @@ mod tests {
         let text = metrics.encode().expect("metrics");
         for line in [
             "orchestrator_job_success_total{queue=\"jobs\"} 1",
-            "orchestrator_attempts_total{queue=\"jobs\",outcome=\"completed\"} 1",
+            "orchestrator_attempts_total{queue=\"jobs\",outcome=\"completed\",version=\"0123456789ab\"} 1",
             "orchestrator_queue_messages{queue=\"jobs\",state=\"ready\"} 4",
         ] {
             assert!(text.contains(line), "{line} is missing from\n{text}");
         }
+    }
+
+    #[test]
+    fn versions_cannot_make_series_without_end() {
+        let metrics = Metrics::default();
+        for n in 0..VERSIONS_MAX + 50 {
+            let digest = format!("{n:064x}").chars().rev().collect::<String>();
+            metrics.attempt("jobs", "completed", &digest, Duration::ZERO);
+            metrics.request("ingest", Some(&digest), 202, Duration::ZERO);
+        }
+        let text = metrics.encode().expect("metrics");
+        assert_eq!(
+            text.matches("orchestrator_attempts_total{").count(),
+            VERSIONS_MAX
+        );
+        assert_eq!(
+            text.matches("orchestrator_http_requests_total{").count(),
+            VERSIONS_MAX
+        );
     }
 
     #[test]
