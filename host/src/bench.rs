@@ -8,6 +8,7 @@
 mod load;
 mod native;
 mod parts;
+mod swaps;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -212,6 +213,26 @@ pub fn run(plan: &Plan, progress: &dyn Fn(&str)) -> Result<Report, BenchError> {
     })?;
     rows.push(row("POST → completed, at half that rate", None, &steady));
 
+    let swapping = each_round(plan, |_| {
+        progress("the same, while the worker is swapped again and again");
+        swaps::under_load(plan, &load, rate)
+    })?;
+    rows.push(row(
+        "POST → completed, at half that rate, while swapping",
+        None,
+        &swapping,
+    ));
+    for (name, is_new) in [("compiled before", false), ("compiled anew", true)] {
+        let rounds = each_round(plan, |_| {
+            progress(&format!("swap → first job on the new version, {name}"));
+            swaps::alone(plan, &load, is_new)
+        })?;
+        for (step, what) in swaps::STEPS.iter().enumerate() {
+            let samples: Vec<Sample> = rounds.iter().map(|round| round[step].clone()).collect();
+            rows.push(row(&format!("{what}, {name}"), Some(1), &samples));
+        }
+    }
+
     Ok(Report {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         dir: plan.dir.display().to_string(),
@@ -298,6 +319,9 @@ fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> T {
 /// Something that takes jobs, with its threads; stopped when dropped.
 struct Target {
     addr: SocketAddr,
+    /// The operations listener, where there is one.
+    ops: Option<SocketAddr>,
+    telemetry: Telemetry,
     witness: Arc<Witness>,
     stop: CancellationToken,
     serving: Option<tokio::task::JoinHandle<()>>,
@@ -325,8 +349,9 @@ impl Target {
             }
         });
         let (requests, jobs) = (runtime("requests")?, runtime("jobs")?);
-        let host = requests.block_on(Host::build(plan.config.clone(), options, telemetry))?;
-        let (addr, _) = host.addresses()?;
+        let building = Host::build(plan.config.clone(), options, telemetry.clone());
+        let host = requests.block_on(building)?;
+        let (addr, ops) = host.addresses()?;
         let stop = CancellationToken::new();
         let running = host.run(jobs.handle().clone(), stop.clone().cancelled_owned());
         let serving = requests.spawn(async move {
@@ -335,6 +360,8 @@ impl Target {
         });
         Ok(Self {
             addr,
+            ops: Some(ops),
+            telemetry,
             witness,
             stop,
             serving: Some(serving),
@@ -365,6 +392,8 @@ impl Target {
         let (addr, serving) = requests.block_on(native::serve(keeper, stop.clone()))?;
         Ok(Self {
             addr,
+            ops: None,
+            telemetry: Telemetry::default(),
             witness,
             stop,
             serving: Some(serving),

@@ -13,4 +13,5 @@ mod queue_rig;
 mod requests;
 mod rig;
 mod shared_queue;
+mod swap;
 mod wire;

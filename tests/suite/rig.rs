@@ -165,7 +165,7 @@ pub struct Way {
 }
 
 impl Way {
-    fn quiet() -> Self {
+    pub fn quiet() -> Self {
         Self {
             arguments: vec!["--quiet"],
             ..Self::default()
@@ -273,7 +273,8 @@ impl Rig {
         (Self::start_in(dir, way, manifest), faults)
     }
 
-    fn start_in(dir: tempfile::TempDir, way: Way, manifest: &str) -> Self {
+    /// A host in this directory, which may have files already.
+    pub fn start_in(dir: tempfile::TempDir, way: Way, manifest: &str) -> Self {
         std::fs::write(dir.path().join("spin.toml"), manifest).unwrap();
         let started = start(dir.path(), &way, None);
         let Started {
@@ -324,6 +325,15 @@ impl Rig {
     /// `http://host:port` of its Service Bus listener.
     pub fn bus(&self) -> &str {
         self.bus.as_deref().expect("it serves the bus")
+    }
+
+    /// The directory of its manifest.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn client(&self) -> &reqwest::Client {

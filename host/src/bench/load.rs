@@ -29,7 +29,7 @@ const A_DAY_SECONDS: u32 = 24 * 3600;
 pub struct Witness(Mutex<HashMap<String, oneshot::Sender<Instant>>>);
 
 impl Witness {
-    fn expect(&self, job: &str) -> oneshot::Receiver<Instant> {
+    pub fn expect(&self, job: &str) -> oneshot::Receiver<Instant> {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.insert(job.to_owned(), sender);

@@ -850,6 +850,8 @@ impl Inner {
             }
             place.end_canary(true);
         } else {
+            // Whoever sees that it is over sees why.
+            lock(&self.records).insert(id.to_owned(), record.clone());
             place.end_canary(false);
             // A restart goes back to the current version in any case.
             if let Err(error) = self.keep(id, record).await {
