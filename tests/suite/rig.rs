@@ -112,6 +112,15 @@ impl FaultyDisk {
         std::fs::write(self.switches.join(fault), "").unwrap();
     }
 
+    /// Kills the host before the `number`th sync, from now, of a path with this word.
+    pub fn kill_before_sync(&self, word: &str, number: usize) {
+        std::fs::write(
+            self.switches.join("kill-before-sync"),
+            format!("{word} {number}"),
+        )
+        .unwrap();
+    }
+
     /// Turns it off.
     pub fn mend(&self, fault: &str) {
         std::fs::remove_file(self.switches.join(fault)).unwrap();

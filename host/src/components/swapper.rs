@@ -65,7 +65,7 @@ pub struct Candidate {
 }
 
 /// What a change came to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Change {
     /// The component.
@@ -612,7 +612,13 @@ impl Inner {
             }
             let candidate = lock(&self.waiting).candidates.pop_first();
             if let Some((place, (candidate, reply))) = candidate {
+                let (digest, by) = (loader::digest(&candidate.bytes), candidate.by.clone());
                 let answer = self.bring_in(place, candidate).await;
+                if let Err(error @ SwapError::Unavailable(_)) = &answer {
+                    let why = format!("{by}: {error}");
+                    let id = self.places[place].id();
+                    self.tell(id, ComponentStep::Refused, &digest, &why, None);
+                }
                 // Whoever asked may have gone; the change stands.
                 let _ = reply.send(answer);
                 continue;
@@ -973,5 +979,209 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
         Err(error) => Err(SwapError::Unavailable(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// A component that is nothing but its bytes.
+    struct Bytes(String);
+
+    impl Component for Bytes {
+        fn digest(&self) -> &str {
+            &self.0
+        }
+
+        fn times(&self) -> LoadTimes {
+            LoadTimes::default()
+        }
+    }
+
+    /// A swapper of one component whose loading waits for a permit.
+    struct Bench {
+        swapper: Swapper,
+        slot: Arc<Slot<Bytes>>,
+        permits: Arc<Semaphore>,
+        loads: Arc<AtomicUsize>,
+        dir: tempfile::TempDir,
+    }
+
+    fn bench(canary: Option<f64>) -> Bench {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (permits, loads) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let first = Loaded {
+            component: Arc::new(Bytes(loader::digest(b"first"))),
+            version: Version {
+                digest: loader::digest(b"first"),
+                ..Version::default()
+            },
+        };
+        let slot = Arc::new(Slot::new("worker", first));
+        let (gate, count) = (permits.clone(), loads.clone());
+        let load: Load<Bytes> = Box::new(move |bytes| {
+            let (gate, count) = (gate.clone(), count.clone());
+            Box::pin(async move {
+                count.fetch_add(1, Ordering::Relaxed);
+                gate.acquire()
+                    .await
+                    .map_err(|error| error.to_string())?
+                    .forget();
+                match bytes.as_slice() {
+                    b"bad" => Err("it is bad".to_owned()),
+                    bytes => Ok(Arc::new(Bytes(loader::digest(bytes)))),
+                }
+            })
+        });
+        let place = Place {
+            slot: slot.clone(),
+            load,
+            kind: "worker",
+            canary,
+        };
+        let mut builder = Builder::new();
+        builder.add(place, Record::default());
+        let store = VersionStore::new(dir.path());
+        let keys = TrustedKeys::read(dir.path()).expect("there are none");
+        let (swapper, working) = builder.build(store, keys, Telemetry::default());
+        tokio::spawn(working);
+        Bench {
+            swapper,
+            slot,
+            permits,
+            loads,
+            dir,
+        }
+    }
+
+    fn candidate(bytes: &[u8]) -> Candidate {
+        Candidate {
+            bytes: bytes.to_vec(),
+            origin: Origin::Upload,
+            by: "test".to_owned(),
+            reason: None,
+            signature: None,
+            canary: None,
+            read: Duration::ZERO,
+        }
+    }
+
+    impl Bench {
+        async fn until_loading(&self, loads: usize) {
+            while self.loads.load(Ordering::Relaxed) < loads {
+                tokio::task::yield_now().await;
+            }
+        }
+
+        fn runs(&self, bytes: &[u8]) -> bool {
+            self.slot.current().version.digest == loader::digest(bytes)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_newer_candidate_takes_the_place_of_one_that_waits() {
+        let bench = bench(None);
+        let first = bench.swapper.swap("worker", candidate(b"1"));
+        bench.until_loading(1).await;
+        let second = bench.swapper.swap("worker", candidate(b"2"));
+        let third = bench.swapper.swap("worker", candidate(b"3"));
+        let superseded = Err(SwapError::Superseded("worker".to_owned()));
+        assert_eq!(second.await.expect("answered").map(|_| ()), superseded);
+        bench.permits.add_permits(2);
+        assert!(first.await.expect("answered").is_ok());
+        assert!(third.await.expect("answered").is_ok());
+        assert!(bench.runs(b"3"));
+        assert_eq!(bench.loads.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_swap_goes_on_when_its_caller_has_gone() {
+        let bench = bench(None);
+        drop(bench.swapper.swap("worker", candidate(b"1")));
+        bench.until_loading(1).await;
+        assert!(bench.runs(b"first"));
+        bench.permits.add_permits(1);
+        while !bench.runs(b"1") {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_published_that_is_not_written_down() {
+        let bench = bench(None);
+        bench.permits.add_permits(2);
+        // No directory can be made where a file is.
+        std::fs::write(bench.dir.path().join("components"), "").expect("a disk");
+        let answer = bench.swapper.swap("worker", candidate(b"1")).await;
+        assert!(
+            matches!(answer, Ok(Err(SwapError::Unavailable(_)))),
+            "{answer:?}"
+        );
+        assert!(bench.runs(b"first"));
+        std::fs::remove_file(bench.dir.path().join("components")).expect("a disk");
+        let answer = bench.swapper.swap("worker", candidate(b"1")).await;
+        assert!(matches!(answer, Ok(Ok(_))), "{answer:?}");
+        assert!(bench.runs(b"1"));
+        let store = VersionStore::new(bench.dir.path());
+        let record = store.record("worker").expect("it was kept");
+        assert_eq!(record.current, Some(loader::digest(b"1")));
+        assert_eq!(store.bytes(&loader::digest(b"1")).expect("kept"), b"1");
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_remembered_and_runs_nowhere() {
+        let bench = bench(None);
+        bench.permits.add_permits(1);
+        let answer = bench.swapper.swap("worker", candidate(b"bad")).await;
+        let refused = Err(SwapError::Refused("it is bad".to_owned()));
+        assert_eq!(answer.expect("answered").map(|_| ()), refused);
+        assert!(bench.runs(b"first"));
+        let (_, record) = bench.swapper.one("worker").expect("it is there");
+        let known = record.find(&loader::digest(b"bad")).expect("remembered");
+        assert_eq!((known.fate, known.is_kept), (Fate::Refused, false));
+    }
+
+    #[tokio::test]
+    async fn a_judged_canary_ends_by_itself() {
+        use super::super::Went;
+        for is_good in [false, true] {
+            let bench = bench(Some(0.5));
+            bench.permits.add_permits(1);
+            let change = bench.swapper.swap("worker", candidate(b"1")).await;
+            assert_eq!(change.expect("answered").expect("fit").outcome, "canary");
+            assert!(bench.runs(b"first"));
+            let canary = bench.slot.state().canary.clone().expect("it began");
+            while canary.is_open() {
+                let took = Duration::from_millis(1);
+                canary.saw("a", Went::CurrentDid(took), false);
+                match is_good {
+                    true => canary.saw("b", Went::CandidateDid(took), false),
+                    false => canary.saw("b", Went::CandidateFailed, false),
+                }
+            }
+            while bench.slot.state().canary.is_some() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(bench.runs(b"1"), is_good);
+            let (_, record) = bench.swapper.one("worker").expect("it is there");
+            let known = record.find(&loader::digest(b"1")).expect("remembered");
+            let fate = if is_good {
+                Fate::Promoted
+            } else {
+                Fate::RolledBack
+            };
+            assert_eq!(known.fate, fate);
+            assert!(
+                known
+                    .told
+                    .as_ref()
+                    .is_some_and(|told| told.contains("jobs"))
+            );
+        }
     }
 }

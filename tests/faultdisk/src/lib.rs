@@ -6,6 +6,7 @@
 //! | --- | --- | --- |
 //! | `full` | `write`, `writev`, `pwrite`, `ftruncate` | `ENOSPC` |
 //! | `sync` | `fsync`, `fdatasync` | `EIO` |
+//! | `kill-before-sync` | the process, by SIGKILL, before the `fsync` that the file's text names: `components 3`, the third of a path with that word | |
 //!
 //! Everything else goes to the kernel as it came.
 #![cfg(target_os = "linux")]
@@ -17,6 +18,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::{c_int, c_long, c_void, iovec, off_t, size_t, ssize_t};
 
@@ -103,10 +105,28 @@ pub unsafe extern "C" fn ftruncate64(fd: c_int, size: off_t) -> c_int {
     unsafe { libc::syscall(libc::SYS_ftruncate, fd, size) as c_int }
 }
 
+/// Ends the process if this is the sync that it is to be killed before.
+fn die_if_told(fd: c_int) {
+    static SYNCS: AtomicUsize = AtomicUsize::new(0);
+    let is_told = || {
+        let text = std::fs::read_to_string(faults()?.switches.join("kill-before-sync")).ok()?;
+        let (word, number) = text.split_once(' ')?;
+        let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+        let is_meant = path.to_string_lossy().contains(word);
+        let nth = SYNCS.fetch_add(usize::from(is_meant), Ordering::SeqCst) + 1;
+        Some(is_meant && nth == number.trim().parse().ok()?)
+    };
+    if is_told() == Some(true) {
+        // SAFETY: a signal to this very process.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    }
+}
+
 /// # Safety
 /// As `fsync(2)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fsync(fd: c_int) -> c_int {
+    die_if_told(fd);
     if hits(fd, "sync") {
         return fail(libc::EIO) as c_int;
     }
