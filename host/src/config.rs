@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use orchestrator_appinsights::connection_string as application_insights;
 use orchestrator_engine::http::HttpLimits;
 use orchestrator_engine::outbound::AllowedHosts;
 use orchestrator_queue::QueueConfig;
@@ -32,6 +33,8 @@ pub struct Config {
     pub queues: Vec<QueueTrigger>,
     /// Every component that a trigger names.
     pub components: BTreeMap<String, ComponentConfig>,
+    /// The application's name.
+    pub name: String,
     /// Settings of the whole host.
     pub host: HostSettings,
 }
@@ -79,6 +82,8 @@ pub struct Build {
 pub struct HostSettings {
     /// The Service Bus namespace that keeps the queues; none: they are kept here.
     pub service_bus: Option<ConnectionString>,
+    /// The Application Insights resource that telemetry goes to, if any.
+    pub application_insights: Option<application_insights::ConnectionString>,
     /// Where a message goes that names no queue; the first queue without it.
     pub default_queue: Option<String>,
     /// How long requests and jobs may take to finish when the host stops.

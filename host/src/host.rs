@@ -179,7 +179,11 @@ impl Host {
         };
         let runtime = Runtime::new(&runtime_config_of(&config, &options.compiled_dir))?;
         let config = Arc::new(config);
-        let outbox = ingest::outbox(&queues, config.host.default_queue.as_deref());
+        let outbox = ingest::outbox(
+            &queues,
+            config.host.default_queue.as_deref(),
+            telemetry.clone(),
+        );
         let keys = TrustedKeys::read(&options.state_dir)?;
         let loading = Loading {
             config: config.clone(),

@@ -224,6 +224,13 @@ async fn metrics(State(ops): Ops) -> Result<Response, Refusal> {
             .metrics()
             .set_queue(dispatcher.queue().name(), gauges);
     }
+    if let Some(counts) = ops.telemetry.traces().and_then(|traces| traces.counts()) {
+        ops.telemetry.metrics().set_telemetry([
+            ("sent", counts.sent),
+            ("dropped-here", counts.dropped_here),
+            ("dropped-there", counts.dropped_there),
+        ]);
+    }
     let text = ops.telemetry.metrics().encode();
     let text =
         text.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;

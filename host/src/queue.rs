@@ -44,6 +44,14 @@ impl Queue {
         }
     }
 
+    /// Who keeps it, as telemetry names it: the namespace's host, or `embedded`.
+    pub fn broker(&self) -> &str {
+        match self {
+            Self::Embedded(_) => "embedded",
+            Self::ServiceBus(queue) => queue.host(),
+        }
+    }
+
     /// Bytes it may hold; none where that is not this host's to say.
     pub fn bytes_max(&self) -> Option<u64> {
         match self {

@@ -12,6 +12,7 @@ pub mod events;
 mod init;
 mod line_budget;
 mod metrics;
+pub mod traces;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use tokio::sync::broadcast;
 pub use init::{LogFormat, LogGuard, start_logging};
 pub use line_budget::LineBudget;
 pub use metrics::{Metrics, QueueGauges};
+pub use traces::{Traces, TracesConfig, TracesError};
 
 /// Events that a follower may be behind before it misses some.
 const EVENTS_BEHIND_MAX: usize = 256;
@@ -34,6 +36,7 @@ struct Inner {
     job_lines: LineBudget,
     observer: Option<Observer>,
     followers: Followers,
+    traces: Option<Traces>,
 }
 
 /// Who follows events as they happen.
@@ -76,6 +79,26 @@ impl Telemetry {
     /// Events from now on.
     pub fn follow(&self) -> broadcast::Receiver<Told> {
         self.0.followers.0.subscribe()
+    }
+
+    /// Telemetry that also leaves the host.
+    pub fn exporting(traces: Option<Traces>) -> Self {
+        Self(Arc::new(Inner {
+            traces,
+            ..Inner::default()
+        }))
+    }
+
+    /// What leaves the host, if anything does.
+    pub fn traces(&self) -> Option<&Traces> {
+        self.0.traces.as_ref()
+    }
+
+    /// Sends what is left, within a bound.
+    pub async fn close(&self) {
+        if let Some(traces) = &self.0.traces {
+            traces.close().await;
+        }
     }
 
     pub(crate) fn observe(&self, ended: &events::AttemptEnded<'_>) {

@@ -154,7 +154,7 @@ async fn bench_measures_every_part() {
     ];
     let ran = rig.command(&[&quick[..], &["--output", "json"]].concat());
     let rows = ran.json()["rows"].as_array().unwrap().clone();
-    assert_eq!(rows.len(), 11, "{ran:?}");
+    assert_eq!(rows.len(), 22, "{ran:?}");
     for row in &rows {
         assert!(row["perSecond"].as_f64().unwrap() > 0.0, "{row}");
     }

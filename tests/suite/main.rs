@@ -14,4 +14,5 @@ mod requests;
 mod rig;
 mod shared_queue;
 mod swap;
+mod telemetry;
 mod wire;

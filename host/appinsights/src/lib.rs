@@ -6,6 +6,7 @@
 //! | [`connection_string`] | where to send, by the string that the portal gives |
 //! | [`envelope`] | the wire's items, every text cut to its limit between characters |
 //! | [`convert`] | spans, log records and metrics → items |
+//! | [`sampler`] | which traces are kept, as the official SDKs decide |
 //! | [`transport`] | bounded queue, batches, the service's table of answers |
 //!
 //! The exporters never wait for the network: they hand items to the
@@ -20,6 +21,7 @@ pub mod connection_string;
 pub mod convert;
 pub mod envelope;
 mod exporter;
+pub mod sampler;
 pub mod transport;
 
 pub use exporter::Exporter;

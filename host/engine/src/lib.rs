@@ -19,6 +19,7 @@
 
 mod bindings;
 mod compiled;
+mod cpu_time;
 pub mod guest_log;
 pub mod http;
 mod limits;

@@ -7,6 +7,7 @@ use wasmtime::component::Accessor;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
 use crate::bindings::{types, worker, worker_sync};
+use crate::cpu_time::CpuTime;
 use crate::guest_log::{GuestLog, Recording, cut};
 use crate::loader::{self, LoadError, LoadTimes, TRIAL_START_MAX, one_line};
 use crate::runtime::Runtime;
@@ -116,6 +117,8 @@ pub struct Attempt {
     pub recording: Recording,
     /// Linear memory it used at most, in bytes.
     pub memory_bytes_peak: usize,
+    /// Processor time it took.
+    pub cpu: Duration,
 }
 
 /// A worker component, checked and ready to be started any number of times.
@@ -215,17 +218,20 @@ impl WorkerComponent {
     pub async fn run(&self, job: Job, limits: Limits) -> Attempt {
         let log = GuestLog::default();
         let mut store = self.store(limits.memory_bytes_max, log.clone());
-        let outcome =
-            match tokio::time::timeout(limits.deadline, self.attempt(&mut store, job)).await {
-                Ok(outcome) => outcome,
-                Err(_) => Outcome::TimedOut,
-            };
+        let mut cpu = Duration::ZERO;
+        let outcome = {
+            let attempt = std::pin::pin!(self.attempt(&mut store, job));
+            let counted = CpuTime::of(attempt, &mut cpu);
+            let ended = tokio::time::timeout(limits.deadline, counted).await;
+            ended.unwrap_or(Outcome::TimedOut)
+        };
         let memory_bytes_peak = store.data().memory.used_bytes();
         drop(store);
         Attempt {
             outcome,
             recording: log.take(),
             memory_bytes_peak,
+            cpu,
         }
     }
 

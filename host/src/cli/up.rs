@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{CliError, UpArgs, environment, failed};
 use crate::config::Config;
 use crate::host::{Host, Options};
-use crate::telemetry::{Telemetry, start_logging};
+use crate::telemetry::{Telemetry, Traces, TracesConfig, start_logging};
 
 /// Time that threads get to end once everything is stopped.
 const THREADS_END_MAX: Duration = Duration::from_millis(500);
@@ -51,7 +51,9 @@ async fn serve(
     jobs: tokio::runtime::Handle,
 ) -> Result<(), CliError> {
     let mut signals = Signals::listen().map_err(failed)?;
-    let host = Host::build(config, options, Telemetry::default())
+    let traces = Traces::start(&traces_config(&config)?).map_err(failed)?;
+    let telemetry = Telemetry::exporting(traces);
+    let host = Host::build(config, options, telemetry.clone())
         .await
         .map_err(failed)?;
     let (application, operations) = host.addresses().map_err(failed)?;
@@ -69,7 +71,10 @@ async fn serve(
     let mut running = std::pin::pin!(running);
     loop {
         tokio::select! {
-            ended = &mut running => return ended.map_err(failed),
+            ended = &mut running => {
+                telemetry.close().await;
+                return ended.map_err(failed);
+            }
             () = signals.next() => {
                 if stop.is_cancelled() {
                     return Err(CliError::Failed("stopped at once by a second signal".to_owned()));
@@ -78,6 +83,41 @@ async fn serve(
             }
         }
     }
+}
+
+/// What leaves the host: to Application Insights by its connection string, to
+/// an OTLP collector by the standard variables.
+fn traces_config(config: &Config) -> Result<TracesConfig, CliError> {
+    let given = |name: &str| environment(name).filter(|text| !text.is_empty());
+    let is_off = given("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let sampler = given("OTEL_TRACES_SAMPLER").unwrap_or_default();
+    let argument = given("OTEL_TRACES_SAMPLER_ARG");
+    let sampled = match sampler.trim_start_matches("parentbased_") {
+        "" | "always_on" => 1.0,
+        "always_off" => 0.0,
+        "traceidratio" => argument
+            .as_deref()
+            .map_or(Ok(1.0), str::parse)
+            .ok()
+            .filter(|ratio| (0.0..=1.0).contains(ratio))
+            .ok_or_else(|| {
+                CliError::Usage("OTEL_TRACES_SAMPLER_ARG is not a share from 0 to 1".to_owned())
+            })?,
+        other => {
+            return Err(CliError::Usage(format!(
+                "OTEL_TRACES_SAMPLER is `{other}`; `always_on`, `always_off` and `traceidratio` are known"
+            )));
+        }
+    };
+    let otlp = ["", "_TRACES", "_METRICS", "_LOGS"]
+        .iter()
+        .any(|signal| given(&format!("OTEL_EXPORTER_OTLP{signal}_ENDPOINT")).is_some());
+    Ok(TracesConfig {
+        application_insights: config.host.application_insights.clone().filter(|_| !is_off),
+        otlp: otlp && !is_off,
+        role: config.name.clone(),
+        sampled,
+    })
 }
 
 struct Signals {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -9,7 +10,6 @@ use orchestrator_engine::http::HttpLimits;
 use orchestrator_engine::outbound::AllowedHosts;
 use orchestrator_engine::worker::Limits;
 use orchestrator_queue::{QueueConfig, Retention};
-use orchestrator_servicebus::connection_string::{ConnectionString, ConnectionStringError};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -35,7 +35,7 @@ struct Manifest {
 #[serde(deny_unknown_fields)]
 #[expect(
     dead_code,
-    reason = "described to people; the host needs only the trigger settings"
+    reason = "described to people; the host needs only name and trigger settings"
 )]
 struct Application {
     name: String,
@@ -58,6 +58,7 @@ struct ApplicationTriggers {
 #[serde(deny_unknown_fields)]
 struct Host {
     connection_string: Option<Spanned<String>>,
+    application_insights: Option<Spanned<String>>,
     default_queue: Option<Spanned<String>>,
     shutdown_timeout: Option<Spanned<String>>,
     request_timeout: Option<Spanned<String>>,
@@ -309,6 +310,7 @@ pub(super) fn check(
         );
     }
     Ok(Config {
+        name: manifest.application.name,
         path: file.into(),
         dir: dir.to_owned(),
         router,
@@ -558,27 +560,29 @@ fn canary(source: &Source<'_>, text: Option<&Spanned<String>>) -> Result<Option<
 /// Name of the environment variable that users of Azure have set already.
 const SERVICE_BUS_CONNECTION: &str = "SERVICEBUS_CONNECTION_STRING";
 
+/// The same, for telemetry.
+const APPLICATION_INSIGHTS_CONNECTION: &str = "APPLICATIONINSIGHTS_CONNECTION_STRING";
+
 /// The manifest's connection string, else the environment's; an empty one is none.
-fn service_bus(
+fn connection<T: FromStr<Err: std::fmt::Display>>(
     source: &Source<'_>,
-    given: Option<&Spanned<String>>,
+    (key, given): (&str, Option<&Spanned<String>>),
+    name: &str,
     variables: &BTreeMap<String, String>,
     environment: &dyn Fn(&str) -> Option<String>,
-) -> Result<Option<ConnectionString>, ConfigError> {
+) -> Result<Option<T>, ConfigError> {
     let (text, parsed) = match given {
         Some(template) => {
             let at = template.span().start;
             let text = fill(template.get_ref(), variables).map_err(|why| source.error(at, why))?;
-            let parsed = text.parse().map_err(|error: ConnectionStringError| {
-                source.error(at, format!("`connection_string`: {error}"))
-            });
+            let parsed = text.parse::<T>();
+            let parsed = parsed.map_err(|error| source.error(at, format!("`{key}`: {error}")));
             (text, parsed)
         }
         None => {
-            let text = environment(SERVICE_BUS_CONNECTION).unwrap_or_default();
-            let parsed = text.parse().map_err(|error: ConnectionStringError| {
-                ConfigError(format!("{SERVICE_BUS_CONNECTION}: {error}"))
-            });
+            let text = environment(name).unwrap_or_default();
+            let parsed = text.parse::<T>();
+            let parsed = parsed.map_err(|error| ConfigError(format!("{name}: {error}")));
             (text, parsed)
         }
     };
@@ -595,9 +599,17 @@ fn host(
     variables: &BTreeMap<String, String>,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<HostSettings, ConfigError> {
-    let service_bus = service_bus(
+    let service_bus = connection(
         source,
-        host.connection_string.as_ref(),
+        ("connection_string", host.connection_string.as_ref()),
+        SERVICE_BUS_CONNECTION,
+        variables,
+        environment,
+    )?;
+    let application_insights = connection(
+        source,
+        ("application_insights", host.application_insights.as_ref()),
+        APPLICATION_INSIGHTS_CONNECTION,
         variables,
         environment,
     )?;
@@ -626,6 +638,7 @@ fn host(
     )?;
     Ok(HostSettings {
         service_bus,
+        application_insights,
         default_queue: host.default_queue.map(Spanned::into_inner),
         shutdown_timeout: source.duration(
             "shutdown_timeout",

@@ -1,8 +1,10 @@
 //! The life of one delivery: run it under its lock, decide, settle.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
 use orchestrator_engine::guest_log::{Level, Line, Recording};
 use orchestrator_engine::worker::{Attempt as Run, Job};
 use orchestrator_engine::{Outcome, WorkerComponent};
@@ -20,6 +22,7 @@ use crate::telemetry::events::{
     AttemptEnded, CanaryFailed, Consequence, GuestMeasured, GuestMetricsDropped, GuestSaid,
     SettleFailed,
 };
+use crate::telemetry::traces::OpenSpan;
 
 /// Pause between two tries to settle while the store cannot write.
 const SETTLE_RETRY: Duration = Duration::from_millis(100);
@@ -44,6 +47,7 @@ impl Dispatcher {
             delivery_count,
             enqueued_at,
         } = delivery;
+        let mut span = self.span(&message, delivery_count, enqueued_at);
         let told = Told {
             job: message.id.clone(),
             attempt: delivery_count,
@@ -54,12 +58,16 @@ impl Dispatcher {
         // Read once: whatever is swapped in meanwhile, this delivery stays on
         // the version it began with.
         let chosen = self.0.worker.choose(&told.job);
-        let (ended, recording, worker) = if self.0.config.chaos.fails(&told.job, told.attempt) {
+        let (ended, ran) = if self.0.config.chaos.fails(&told.job, told.attempt) {
             // Faults that are injected say nothing about any version.
             let (Chosen::Current { current, .. } | Chosen::Candidate { current, .. }) = chosen;
-            (Ended::FailedByChaos, Recording::default(), current)
+            (Ended::FailedByChaos, Ran::nothing(current))
         } else {
-            let job = self.job(message, &told);
+            let mut job = self.job(message, &told);
+            if let Some(span) = &span {
+                // What the guest calls belongs to this attempt.
+                job.traceparent = Some(span.traceparent());
+            }
             self.attempt(chosen, job, &lock).await
         };
         if matches!(ended, Ended::Attempted(Outcome::NotStarted { .. })) {
@@ -74,11 +82,24 @@ impl Dispatcher {
                 random: rand::random(),
             },
         );
-        self.tell_guest_output(&told, &recording);
-        let digest = &worker.version.digest;
-        let attempt = record(&told, &verdict, digest, recording);
+        self.tell_guest_output(&told, &ran.recording);
+        let digest = &ran.version.version.digest;
+        if let Some(span) = &mut span {
+            describe(span, &verdict, &ran);
+        }
+        let attempt = record(&told, &verdict, digest, ran.recording);
         let took = told.started.elapsed();
+        let settling = self.settling(span.as_ref(), &verdict);
         let consequence = self.settle(&told, lock, &verdict, attempt).await;
+        if let Some(mut settling) = settling {
+            if consequence == Consequence::LockLost {
+                settling.fail();
+            }
+            settling.end();
+        }
+        if let Some(span) = span {
+            self.end_span(span, &told, digest, &verdict, consequence);
+        }
         AttemptEnded {
             queue: self.0.queue.name(),
             job: &told.job,
@@ -115,77 +136,161 @@ impl Dispatcher {
         chosen: Chosen<WorkerComponent>,
         job: Job,
         lock: &Lock,
-    ) -> (Ended, Recording, Arc<Loaded<WorkerComponent>>) {
+    ) -> (Ended, Ran) {
         // Should it be cut short, it was this version's.
         let (Chosen::Current { current, .. } | Chosen::Candidate { current, .. }) = &chosen;
         let current = current.clone();
         tokio::select! {
             biased;
-            (outcome, recording, version) = self.on(chosen, job) => {
-                (Ended::Attempted(outcome), recording, version)
-            }
-            () = self.keep(lock) => (Ended::LockLost, Recording::default(), current),
-            () = self.0.stop.working.cancelled() => {
-                (Ended::Stopping, Recording::default(), current)
-            }
+            (outcome, ran) = self.on(chosen, job) => (Ended::Attempted(outcome), ran),
+            () = self.keep(lock) => (Ended::LockLost, Ran::nothing(current)),
+            () = self.0.stop.working.cancelled() => (Ended::Stopping, Ran::nothing(current)),
         }
     }
 
     /// Runs the job on the chosen version. One that fails on a candidate is
     /// run again at once on the current version, whose word is the attempt's:
     /// a failed canary costs a job some time and nothing else.
-    async fn on(
-        &self,
-        chosen: Chosen<WorkerComponent>,
-        job: Job,
-    ) -> (Outcome, Recording, Arc<Loaded<WorkerComponent>>) {
-        let limits = self.0.config.limits;
-        let run = async |version: &Loaded<WorkerComponent>, job| {
-            let began = Instant::now();
-            let Run {
-                outcome, recording, ..
-            } = version.component.run(job, limits).await;
-            (outcome, recording, began.elapsed())
-        };
+    async fn on(&self, chosen: Chosen<WorkerComponent>, job: Job) -> (Outcome, Ran) {
         let id = job.id.clone();
         match chosen {
             Chosen::Current { current, canary } => {
-                let (outcome, recording, took) = run(&current, job).await;
+                let (outcome, ran) = self.run_on(&current, job).await;
                 if let Some(canary) = canary {
                     match judge(&outcome) {
-                        Some(true) => canary.saw(&id, Went::CurrentDid(took), false),
+                        Some(true) => canary.saw(&id, Went::CurrentDid(ran.took), false),
                         Some(false) => canary.saw(&id, Went::CurrentFailed, false),
                         None => {}
                     }
                 }
-                (outcome, recording, current)
+                (outcome, ran)
             }
             Chosen::Candidate {
                 canary,
                 current,
                 explains,
             } => {
-                let (outcome, recording, took) = run(&canary.candidate, job.clone()).await;
+                let (outcome, ran) = self.run_on(&canary.candidate, job.clone()).await;
                 match judge(&outcome) {
                     Some(true) => {
-                        canary.saw(&id, Went::CandidateDid(took), explains);
-                        return (outcome, recording, canary.candidate.clone());
+                        canary.saw(&id, Went::CandidateDid(ran.took), explains);
+                        return (outcome, ran);
                     }
                     Some(false) => {}
                     // The host's trouble, whichever version it is.
-                    None => return (outcome, recording, canary.candidate.clone()),
+                    None => return (outcome, ran),
                 }
                 let note = self.canary_failed(&id, &canary, outcome);
-                let (outcome, mut recording, _) = run(&current, job).await;
-                recording.lines.insert(0, note);
+                let (outcome, mut ran) = self.run_on(&current, job).await;
+                ran.recording.lines.insert(0, note);
                 match judge(&outcome) {
                     Some(true) => canary.saw(&id, Went::CandidateFailed, explains),
                     Some(false) => canary.saw(&id, Went::Poison, explains),
                     None => {}
                 }
-                (outcome, recording, current)
+                (outcome, ran)
             }
         }
+    }
+
+    async fn run_on(&self, version: &Arc<Loaded<WorkerComponent>>, job: Job) -> (Outcome, Ran) {
+        let began = Instant::now();
+        let Run {
+            outcome,
+            recording,
+            memory_bytes_peak,
+            cpu,
+        } = version.component.run(job, self.0.config.limits).await;
+        let ran = Ran {
+            version: version.clone(),
+            recording,
+            took: began.elapsed(),
+            memory_bytes_peak,
+            cpu,
+        };
+        (outcome, ran)
+    }
+
+    /// The attempt's span, if telemetry leaves the host.
+    fn span(&self, message: &Message, attempt: u32, enqueued_at: Millis) -> Option<OpenSpan> {
+        let traces = self.0.telemetry.traces()?;
+        let waited = now_ms().saturating_sub(enqueued_at);
+        let attributes = vec![
+            KeyValue::new("messaging.system", "servicebus"),
+            KeyValue::new("messaging.destination.name", self.0.queue.name().to_owned()),
+            KeyValue::new("server.address", self.0.queue.broker().to_owned()),
+            KeyValue::new("MessageId", message.id.clone()),
+            KeyValue::new("JobType", message.job_type.clone()),
+            KeyValue::new("DeliveryCount", i64::from(attempt)),
+            KeyValue::new(
+                "timeSinceEnqueued",
+                i64::try_from(waited).unwrap_or(i64::MAX),
+            ),
+        ];
+        let name = self.0.worker.id().to_owned();
+        let parent = message.traceparent.as_deref();
+        Some(traces.begin(name, SpanKind::Consumer, parent, attributes))
+    }
+
+    /// The span of the settlement that follows.
+    fn settling(&self, attempt: Option<&OpenSpan>, verdict: &Verdict) -> Option<OpenSpan> {
+        let name = match verdict.settlement.as_ref()? {
+            Settlement::Complete { .. } => "ServiceBusReceiver.Complete",
+            Settlement::DeadLetter { .. } => "ServiceBusReceiver.DeadLetter",
+            Settlement::Retry { .. } | Settlement::Abandon | Settlement::Release => {
+                "ServiceBusReceiver.Abandon"
+            }
+        };
+        let attributes = vec![
+            KeyValue::new("messaging.system", "servicebus"),
+            KeyValue::new("messaging.destination.name", self.0.queue.name().to_owned()),
+            KeyValue::new("server.address", self.0.queue.broker().to_owned()),
+        ];
+        let parent = attempt?.traceparent();
+        let traces = self.0.telemetry.traces()?;
+        Some(traces.begin(name, SpanKind::Client, Some(&parent), attributes))
+    }
+
+    fn end_span(
+        &self,
+        mut span: OpenSpan,
+        told: &Told,
+        digest: &str,
+        verdict: &Verdict,
+        consequence: Consequence,
+    ) {
+        let queue = self.0.queue.name();
+        let since = || Duration::from_millis(now_ms().saturating_sub(told.enqueued_at));
+        let traces = self.0.telemetry.traces();
+        match consequence {
+            Consequence::Completed { since_enqueued } => {
+                if let Some(traces) = traces {
+                    traces.job_ended(queue, short(digest), true, since_enqueued);
+                }
+            }
+            Consequence::DeadLettered => {
+                if let Some(Settlement::DeadLetter {
+                    reason,
+                    description,
+                }) = &verdict.settlement
+                {
+                    span.happened(
+                        "JobDeadLettered",
+                        &[("Reason", reason), ("Description", description)],
+                    );
+                }
+                if let Some(traces) = traces {
+                    traces.job_ended(queue, short(digest), false, since());
+                }
+            }
+            Consequence::Retry { delay } => {
+                let delay = format!("{delay:?}");
+                span.happened("JobRetried", &[("Delay", &delay)]);
+            }
+            Consequence::LockLost => span.happened("LockLost", &[]),
+            Consequence::GivenBack => span.happened("JobGivenBack", &[]),
+        }
+        span.end();
     }
 
     /// Tells of it; says what the attempt's log begins with.
@@ -316,6 +421,59 @@ fn judge(outcome: &Outcome) -> Option<bool> {
         | Outcome::Trapped { .. }
         | Outcome::TimedOut
         | Outcome::OutOfMemory => Some(false),
+    }
+}
+
+/// What is known of a run.
+struct Ran {
+    version: Arc<Loaded<WorkerComponent>>,
+    recording: Recording,
+    took: Duration,
+    memory_bytes_peak: usize,
+    cpu: Duration,
+}
+
+impl Ran {
+    /// Of one that did not come to anything.
+    fn nothing(version: Arc<Loaded<WorkerComponent>>) -> Self {
+        Self {
+            version,
+            recording: Recording::default(),
+            took: Duration::ZERO,
+            memory_bytes_peak: 0,
+            cpu: Duration::ZERO,
+        }
+    }
+}
+
+/// What a run came to, on its span.
+fn describe(span: &mut OpenSpan, verdict: &Verdict, ran: &Ran) {
+    let digest = format!("sha256:{}", ran.version.version.digest);
+    span.set(KeyValue::new("ComponentDigest", digest));
+    span.set(KeyValue::new("Verdict", verdict.outcome));
+    span.set(KeyValue::new("Injected", verdict.injected));
+    let memory = i64::try_from(ran.memory_bytes_peak).unwrap_or(i64::MAX);
+    span.set(KeyValue::new("memoryPeakBytes", memory));
+    span.set(KeyValue::new("cpuTimeMs", ran.cpu.as_secs_f64() * 1_000.0));
+    for line in &ran.recording.lines {
+        let severity = match line.level {
+            Level::Debug => "debug",
+            Level::Info | Level::Stdout => "info",
+            Level::Warn | Level::Stderr => "warn",
+            Level::Error => "error",
+        };
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(line.at_ms);
+        span.said(at, severity, line.message.clone());
+    }
+    if let Some(error) = &verdict.error {
+        // A trap's further lines are its backtrace.
+        let (message, stack) = error.split_once('\n').unwrap_or((error, ""));
+        span.failed(
+            verdict.outcome.to_owned(),
+            message.to_owned(),
+            stack.to_owned(),
+            verdict.injected,
+        );
     }
 }
 

@@ -4,12 +4,15 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
 use orchestrator_engine::http::HttpError;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -21,6 +24,7 @@ use super::problem::Problem;
 use super::{Application, Body, IngestConfig, body, job_page};
 use crate::config::Routed;
 use crate::telemetry::events::RequestAnswered;
+use crate::telemetry::traces::OpenSpan;
 
 /// Time for a client to send a request's head, and how long an idle
 /// connection is kept: what common reverse proxies expect at least.
@@ -162,10 +166,15 @@ async fn route(
     let is_head = request.method() == Method::HEAD;
     let (parts, incoming) = request.into_parts();
     let bytes = body::read(incoming, timeout).await?;
-    let request = Request::from_parts(with_authority(parts), bytes);
+    let mut request = Request::from_parts(with_authority(parts), bytes);
+    let span = span(application, slot.id(), &mut request);
     // Read once: the request stays on this version, its response's body too.
     let version = slot.current();
-    let response = version.component.handle(request).await.map_err(refusal)?;
+    let handled = version.component.handle(request).await;
+    if let Some(span) = span {
+        end(span, handled.as_ref().map(|response| response.status()));
+    }
+    let response = handled.map_err(refusal)?;
     let response = if is_head {
         response.map(|_| super::problem::full(""))
     } else {
@@ -177,6 +186,50 @@ async fn route(
         response,
     })
 }
+
+/// Longest path on a span, in bytes.
+const SPAN_PATH_BYTES_MAX: usize = 256;
+
+/// The request's span, if telemetry leaves the host; its context is what the
+/// component sees as `traceparent`, and puts on the messages it sends.
+fn span(
+    application: &Application,
+    component: &str,
+    request: &mut Request<Bytes>,
+) -> Option<OpenSpan> {
+    let traces = application.telemetry.traces()?;
+    let path = request.uri().path();
+    let path = &path[..path.floor_char_boundary(SPAN_PATH_BYTES_MAX)];
+    let attributes = vec![
+        KeyValue::new("Component", component.to_owned()),
+        KeyValue::new("url.full", path.to_owned()),
+    ];
+    let name = format!("{} {path}", request.method());
+    let given = request.headers().get(TRACEPARENT);
+    let given = given.and_then(|value| value.to_str().ok());
+    let span = traces.begin(name, SpanKind::Server, given, attributes);
+    if let Ok(value) = header::HeaderValue::try_from(span.traceparent()) {
+        request.headers_mut().insert(TRACEPARENT, value);
+    }
+    Some(span)
+}
+
+fn end(mut span: OpenSpan, status: Result<StatusCode, &HttpError>) {
+    let code = match status {
+        Ok(status) => status.as_u16().to_string(),
+        Err(error) => {
+            span.failed("host".to_owned(), error.to_string(), String::new(), false);
+            "500".to_owned()
+        }
+    };
+    if status.is_ok_and(|status| status.is_server_error()) {
+        span.fail();
+    }
+    span.set(KeyValue::new("http.response.status_code", code));
+    span.end();
+}
+
+const TRACEPARENT: &str = "traceparent";
 
 fn guest_body(body: orchestrator_engine::http::ResponseBody) -> Body {
     body.map_err(Into::into).boxed_unsync()

@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
 use orchestrator_engine::{Outbox, OutboxError, OutboxMessage, OutboxReceipt};
 use orchestrator_queue::{Message, Receipt, SendError};
 
 use crate::queue::Queue;
+use crate::telemetry::Telemetry;
+use crate::telemetry::traces::OpenSpan;
 
 type Answer = Result<OutboxReceipt, OutboxError>;
 /// A queue and the messages for it, each with its place among the answers.
@@ -16,12 +20,13 @@ type Batch<'a> = (&'a Queue, Vec<(usize, Message)>);
 
 /// The queues that guests may send to.
 struct Queues {
+    telemetry: Telemetry,
     default: Option<Queue>,
     by_name: HashMap<String, Queue>,
 }
 
 /// An outbox over these queues; a message that names none goes to `default`.
-pub fn outbox(queues: &[Queue], default: Option<&str>) -> Outbox {
+pub fn outbox(queues: &[Queue], default: Option<&str>, telemetry: Telemetry) -> Outbox {
     let by_name: HashMap<String, Queue> = queues
         .iter()
         .map(|queue| (queue.name().to_owned(), queue.clone()))
@@ -30,7 +35,11 @@ pub fn outbox(queues: &[Queue], default: Option<&str>) -> Outbox {
         Some(name) => by_name.get(name).cloned(),
         None => queues.first().cloned(),
     };
-    let queues = Arc::new(Queues { default, by_name });
+    let queues = Arc::new(Queues {
+        telemetry,
+        default,
+        by_name,
+    });
     Outbox::new(move |messages| {
         let queues = queues.clone();
         async move { send(&queues, messages).await }
@@ -54,9 +63,16 @@ async fn send(queues: &Queues, messages: Vec<OutboxMessage>) -> Vec<Answer> {
         }
     }
     for (queue, batch) in by_queue.into_values() {
-        let (places, messages): (Vec<usize>, Vec<Message>) = batch.into_iter().unzip();
+        let (places, mut messages): (Vec<usize>, Vec<Message>) = batch.into_iter().unzip();
+        let spans = queues.spans(queue, &mut messages);
         let ids: Vec<String> = messages.iter().map(|message| message.id.clone()).collect();
         let sent = queue.send_many(messages).await;
+        for (mut span, sent) in spans.into_iter().zip(&sent) {
+            if sent.is_err() {
+                span.fail();
+            }
+            span.end();
+        }
         for ((place, id), sent) in places.into_iter().zip(ids).zip(sent) {
             answers[place] = Some(answer(id, sent));
         }
@@ -73,6 +89,28 @@ async fn send(queues: &Queues, messages: Vec<OutboxMessage>) -> Vec<Answer> {
 }
 
 impl Queues {
+    /// The producer's span of each message, whose context goes with it: every
+    /// attempt at the job becomes its child.
+    fn spans(&self, queue: &Queue, messages: &mut [Message]) -> Vec<OpenSpan> {
+        let Some(traces) = self.telemetry.traces() else {
+            return Vec::new();
+        };
+        let mut spans = Vec::with_capacity(messages.len());
+        for message in messages {
+            let attributes = vec![
+                KeyValue::new("messaging.system", "servicebus"),
+                KeyValue::new("messaging.destination.name", queue.name().to_owned()),
+                KeyValue::new("server.address", queue.broker().to_owned()),
+                KeyValue::new("MessageId", message.id.clone()),
+            ];
+            let parent = message.traceparent.as_deref();
+            let span = traces.begin("Message", SpanKind::Producer, parent, attributes);
+            message.traceparent = Some(span.traceparent());
+            spans.push(span);
+        }
+        spans
+    }
+
     fn find(&self, name: Option<&str>) -> Result<&Queue, OutboxError> {
         let found = match name {
             Some(name) => self.by_name.get(name),

@@ -139,6 +139,21 @@ impl ComponentChanged<'_> {
         telemetry
             .metrics()
             .component_changed(component, step.as_str());
+        if let Some(traces) = telemetry.traces() {
+            let name = match step {
+                ComponentStep::Candidate => "ComponentCandidate",
+                ComponentStep::Refused => "ComponentRefused",
+                ComponentStep::CanaryBegan => "CanaryBegan",
+                ComponentStep::Promoted => "ComponentPromoted",
+                ComponentStep::RolledBack => "ComponentRolledBack",
+            };
+            let facts = [
+                ("Component", component.to_owned()),
+                ("ComponentDigest", format!("sha256:{}", self.digest)),
+                ("Why", why.to_owned()),
+            ];
+            traces.event(name, &facts);
+        }
         let micros = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         telemetry.tell(
             "component",
@@ -457,6 +472,9 @@ impl GuestMeasured<'_> {
         telemetry
             .metrics()
             .guest_metric(self.component, self.name, self.value);
+        if let Some(traces) = telemetry.traces() {
+            traces.guest_measured(self.component, self.name, self.value);
+        }
     }
 }
 

@@ -52,6 +52,11 @@ struct RequestLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FateLabel {
+    fate: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ComponentStepLabels {
     component: String,
     step: &'static str,
@@ -130,6 +135,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     component_changes: Family<ComponentStepLabels, Counter>,
     versions: Mutex<VecDeque<Series>>,
+    telemetry_items: Family<FateLabel, Counter>,
     request_seconds: Durations<ComponentLabel>,
     messages: Family<StateLabels, Gauge>,
     in_flight: Family<QueueLabel, Gauge>,
@@ -161,6 +167,7 @@ impl Default for Metrics {
             requests: Family::default(),
             component_changes: Family::default(),
             versions: Mutex::default(),
+            telemetry_items: Family::default(),
             request_seconds: Family::new_with_constructor(durations),
             messages: Family::default(),
             in_flight: Family::default(),
@@ -233,6 +240,11 @@ impl Metrics {
             "http_requests",
             "Requests answered, by component, its version and status",
             self.requests.clone(),
+        );
+        r.register(
+            "telemetry_items",
+            "Items for Application Insights, by what became of them",
+            self.telemetry_items.clone(),
         );
         r.register(
             "component_changes",
@@ -340,6 +352,14 @@ impl Metrics {
             for labels in &oldest.requests {
                 self.requests.remove(labels);
             }
+        }
+    }
+
+    /// Sets what became of telemetry, just before a scrape is answered.
+    pub fn set_telemetry(&self, fates: [(&'static str, u64); 3]) {
+        for (fate, count) in fates {
+            let counter = self.telemetry_items.get_or_create(&FateLabel { fate });
+            counter.inc_by(count.saturating_sub(counter.get()));
         }
     }
 

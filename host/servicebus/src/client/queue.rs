@@ -96,6 +96,12 @@ impl Queue {
         &self.0.name
     }
 
+    /// The namespace's host, and its port if it has one.
+    pub fn host(&self) -> &str {
+        let origin = self.0.api.origin();
+        origin.split_once("://").map_or(origin, |(_, host)| host)
+    }
+
     /// Name of the queue that its dead letters go to.
     pub fn parked_name(&self) -> &str {
         &self.0.parked
