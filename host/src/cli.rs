@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod chaos;
 mod client;
 mod doctor;
 mod swap;
@@ -64,6 +65,9 @@ enum Command {
         #[command(flatten)]
         ops: OpsArgs,
     },
+    /// Inject faults, or run the application under them and judge it.
+    #[command(subcommand)]
+    Chaos(ChaosCommand),
     /// Measure throughput and latency of this machine with an application.
     Bench(BenchArgs),
     /// Check toolchain, manifest, components, disk and addresses, and say how to mend what is wrong.
@@ -106,6 +110,84 @@ struct SelectArgs {
     all: bool,
     #[command(flatten)]
     dead: DeadArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum ChaosCommand {
+    /// Show the faults of each queue of a running host.
+    Show(OpsArgs),
+    /// Switch faults on for a while.
+    Set(ChaosArgs),
+    /// Go back to the manifest's faults.
+    Off {
+        /// The queue.
+        #[arg(long, default_value = "jobs")]
+        queue: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Run the application under seeded faults and kills, and say whether every promise held.
+    Run(ChaosRunArgs),
+}
+
+#[derive(Debug, Args)]
+struct ChaosArgs {
+    /// The queue.
+    #[arg(long, default_value = "jobs")]
+    queue: String,
+    /// For how long.
+    #[arg(long = "for", default_value = "5m")]
+    time: humantime::Duration,
+    /// Share of attempts that fail as `Simulated Crash`, from 0 to 1.
+    #[arg(long, default_value_t = 0.0)]
+    failure_rate: f64,
+    /// Share of attempts whose answer is lost in a trap.
+    #[arg(long, default_value_t = 0.0)]
+    trap_rate: f64,
+    /// Share of attempts that start up to 100 ms late.
+    #[arg(long, default_value_t = 0.0)]
+    latency_rate: f64,
+    /// Share of attempts that lose their lock in the middle.
+    #[arg(long, default_value_t = 0.0)]
+    lock_loss_rate: f64,
+    /// Share of attempts that settle too late, beside another delivery.
+    #[arg(long, default_value_t = 0.0)]
+    late_settle_rate: f64,
+    /// Share of sends, receives and settlements that fail.
+    #[arg(long, default_value_t = 0.0)]
+    broker_down_rate: f64,
+    /// Share of them that take up to 200 ms longer.
+    #[arg(long, default_value_t = 0.0)]
+    broker_slow_rate: f64,
+    /// Picks which those are.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    ops: OpsArgs,
+}
+
+#[derive(Debug, Args)]
+struct ChaosRunArgs {
+    #[command(flatten)]
+    manifest: ManifestArgs,
+    /// Picks faults and kills; the same seed, the same run.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Jobs to send.
+    #[arg(long, default_value_t = 500, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    jobs: usize,
+    /// How often the host is killed and started again.
+    #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=1_000))]
+    kills: usize,
+    /// Each job's payload, as JSON [default: one for the sample worker].
+    #[arg(long)]
+    payload: Option<String>,
+    /// How long jobs may take to come to rest once nothing is injected any more.
+    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+    patience: std::time::Duration,
+    /// How the verdict is printed.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -332,6 +414,12 @@ impl Cli {
             Command::Promote { component, ops } => {
                 client::block_on(swap::promote(&component, &ops))
             }
+            Command::Chaos(ChaosCommand::Show(ops)) => client::block_on(chaos::show(&ops)),
+            Command::Chaos(ChaosCommand::Set(args)) => client::block_on(chaos::set(&args)),
+            Command::Chaos(ChaosCommand::Off { queue, ops }) => {
+                client::block_on(chaos::off(&queue, &ops))
+            }
+            Command::Chaos(ChaosCommand::Run(args)) => client::block_on(chaos::run(&args)),
             Command::Status(ops) => client::block_on(client::status(&ops)),
             Command::Jobs { id, ops } => client::block_on(client::jobs(id.as_deref(), &ops)),
             Command::Dead(DeadCommand::List(args)) => {

@@ -23,7 +23,7 @@ use crate::components::WorkerSlot;
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;
 use crate::telemetry::events::ReceiveFailed;
-use chaos::Chaos;
+use chaos::{Chaos, Switch};
 use policy::RetryPolicy;
 
 /// Deliveries asked for at one time: more would wait here, locked, while the
@@ -62,6 +62,7 @@ struct Inner {
     config: DispatchConfig,
     telemetry: Telemetry,
     stop: Stop,
+    chaos: Arc<Switch>,
     in_flight: AtomicU64,
     pause: tokio::sync::watch::Sender<Option<tokio::time::Instant>>,
 }
@@ -86,7 +87,9 @@ impl Dispatcher {
     ) -> Self {
         let (pause, _) = tokio::sync::watch::channel(None);
         let in_flight = AtomicU64::new(0);
+        let chaos = queue.chaos().clone();
         Self(Arc::new(Inner {
+            chaos,
             queue,
             worker,
             config,
@@ -105,6 +108,11 @@ impl Dispatcher {
     /// Its settings.
     pub fn config(&self) -> &DispatchConfig {
         &self.0.config
+    }
+
+    /// The faults that are injected into its jobs.
+    pub fn chaos(&self) -> &Switch {
+        &self.0.chaos
     }
 
     /// The worker it runs.

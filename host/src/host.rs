@@ -165,7 +165,12 @@ impl Host {
         let app_listener = bind(options.listen, "--listen")?;
         let ops_listener = bind(options.ops_listen, "--ops-listen")?;
         let store = open_store(&config, &options)?;
-        let queues = store.queues(&config);
+        let queues: Vec<Queue> = store
+            .queues(&config)
+            .into_iter()
+            .zip(&config.queues)
+            .map(|(queue, trigger)| queue.with_chaos(trigger.dispatch.chaos))
+            .collect();
         let health = store.health();
         let servicebus = match (servicebus_listener, &store) {
             (None, _) => None,

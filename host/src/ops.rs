@@ -9,7 +9,7 @@ mod view;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Json;
 use axum::Router;
@@ -20,7 +20,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use futures_util::Stream;
 use orchestrator_queue::local::Health;
 use orchestrator_queue::{JobState, Selection, Unavailable};
@@ -34,6 +34,8 @@ use crate::clock::now_ms;
 use crate::components::swapper::Origin;
 use crate::components::{self, COMPONENT_BYTES_MAX, Candidate, SwapError, Swapper};
 use crate::dispatch::Dispatcher;
+use crate::dispatch::chaos::Chaos;
+use crate::telemetry::events::ChaosSwitched;
 use crate::telemetry::{QueueGauges, Telemetry};
 
 /// Rows of one listing when the caller names no limit, and at most.
@@ -72,6 +74,8 @@ pub async fn serve(listener: TcpListener, operations: Arc<Operations>, stop: Can
         .route("/v1/components/{id}/rollback", post(roll_back))
         .route("/v1/components/{id}/promote", post(promote))
         .route("/v1/events", get(events))
+        .route("/v1/chaos", get(chaos))
+        .route("/v1/chaos/{queue}", put(set_chaos).delete(reset_chaos))
         .route("/v1/queues", get(queues))
         .route("/v1/queues/{queue}/dead", get(dead))
         .route("/v1/queues/{queue}/dead/redrive", post(redrive))
@@ -217,7 +221,7 @@ async fn metrics(State(ops): Ops) -> Result<Response, Refusal> {
             scheduled: stats.scheduled,
             dead: stats.dead,
             bytes: stats.bytes,
-            oldest_age: std::time::Duration::from_millis(age_ms),
+            oldest_age: Duration::from_millis(age_ms),
             in_flight: dispatcher.in_flight(),
         };
         ops.telemetry
@@ -383,6 +387,65 @@ async fn events(State(ops): Ops) -> Sse<impl Stream<Item = Result<Event, Infalli
         Some((Ok(event), (told, stopping)))
     });
     Sse::new(stream).keep_alive(KeepAlive::default())
+}
+
+/// How long faults are injected that are switched on without saying for how long.
+const CHAOS_DEFAULT: Duration = Duration::from_secs(300);
+/// How long they may be at most: nobody leaves them on for good by mistake.
+const CHAOS_MAX: Duration = Duration::from_secs(24 * 3600);
+
+async fn chaos(State(ops): Ops) -> Json<Vec<view::QueueChaos>> {
+    Json(ops.dispatchers.iter().map(view::chaos).collect())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HowLong {
+    /// In seconds.
+    #[serde(rename = "for")]
+    seconds: Option<u64>,
+}
+
+async fn set_chaos(
+    State(ops): Ops,
+    Path(queue): Path<String>,
+    Query(how_long): Query<HowLong>,
+    Json(chaos): Json<Chaos>,
+) -> Result<Json<view::QueueChaos>, Refusal> {
+    let dispatcher = dispatcher(&ops, &queue)?;
+    let bad = |why: String| Refusal::new(StatusCode::BAD_REQUEST, why);
+    chaos.check().map_err(bad)?;
+    let time = how_long.seconds.map_or(CHAOS_DEFAULT, Duration::from_secs);
+    if time > CHAOS_MAX {
+        let most = CHAOS_MAX.as_secs();
+        return Err(bad(format!(
+            "`for` is {} seconds; at most {most}",
+            time.as_secs()
+        )));
+    }
+    dispatcher.chaos().set(chaos, SystemTime::now() + time);
+    ChaosSwitched {
+        queue: &queue,
+        chaos: serde_json::to_value(chaos).ok(),
+        time,
+    }
+    .emit(&ops.telemetry);
+    Ok(Json(view::chaos(dispatcher)))
+}
+
+async fn reset_chaos(
+    State(ops): Ops,
+    Path(queue): Path<String>,
+) -> Result<Json<view::QueueChaos>, Refusal> {
+    let dispatcher = dispatcher(&ops, &queue)?;
+    dispatcher.chaos().reset();
+    ChaosSwitched {
+        queue: &queue,
+        chaos: None,
+        time: Duration::ZERO,
+    }
+    .emit(&ops.telemetry);
+    Ok(Json(view::chaos(dispatcher)))
 }
 
 async fn queues(State(ops): Ops) -> Json<Vec<view::Queue>> {

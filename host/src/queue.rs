@@ -1,14 +1,25 @@
 //! A queue, whichever engine keeps it: the embedded one or Azure Service Bus.
 
+use std::sync::Arc;
+
 use orchestrator_queue::{
     Attempt, Delivery, Job, JobState, Lock, Message, Millis, QueueStats, Receipt, RenewError,
     Selection, SendError, SettleError, Settlement, Unavailable, local,
 };
 use orchestrator_servicebus::client;
 
+use crate::dispatch::chaos::{Chaos, Switch};
+
 /// A handle to one queue. Clones are handles to the same one.
 #[derive(Clone)]
-pub enum Queue {
+pub struct Queue {
+    engine: Engine,
+    chaos: Arc<Switch>,
+}
+
+/// Who keeps it.
+#[derive(Clone)]
+enum Engine {
     /// Kept by this process.
     Embedded(local::Queue),
     /// Kept by Service Bus, or by a host that speaks its wire.
@@ -17,80 +28,102 @@ pub enum Queue {
 
 impl From<local::Queue> for Queue {
     fn from(queue: local::Queue) -> Self {
-        Self::Embedded(queue)
+        Self::of(Engine::Embedded(queue))
     }
 }
 
 impl From<client::Queue> for Queue {
     fn from(queue: client::Queue) -> Self {
-        Self::ServiceBus(queue)
+        Self::of(Engine::ServiceBus(queue))
     }
 }
 
 impl Queue {
+    fn of(engine: Engine) -> Self {
+        let chaos = Arc::new(Switch::new(Chaos::default()));
+        Self { engine, chaos }
+    }
+
+    /// The same queue, with these faults.
+    pub fn with_chaos(self, chaos: Chaos) -> Self {
+        let chaos = Arc::new(Switch::new(chaos));
+        Self { chaos, ..self }
+    }
+
+    /// The faults that are injected here: those of the broker before each
+    /// operation, those of attempts by the dispatcher.
+    pub fn chaos(&self) -> &Arc<Switch> {
+        &self.chaos
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
-        match self {
-            Self::Embedded(queue) => queue.name(),
-            Self::ServiceBus(queue) => queue.name(),
+        match &self.engine {
+            Engine::Embedded(queue) => queue.name(),
+            Engine::ServiceBus(queue) => queue.name(),
         }
     }
 
     /// Name of the engine: `embedded` or `servicebus`.
     pub fn engine(&self) -> &'static str {
-        match self {
-            Self::Embedded(_) => "embedded",
-            Self::ServiceBus(_) => "servicebus",
+        match &self.engine {
+            Engine::Embedded(_) => "embedded",
+            Engine::ServiceBus(_) => "servicebus",
         }
     }
 
     /// Who keeps it, as telemetry names it: the namespace's host, or `embedded`.
     pub fn broker(&self) -> &str {
-        match self {
-            Self::Embedded(_) => "embedded",
-            Self::ServiceBus(queue) => queue.host(),
+        match &self.engine {
+            Engine::Embedded(_) => "embedded",
+            Engine::ServiceBus(queue) => queue.host(),
         }
     }
 
     /// Bytes it may hold; none where that is not this host's to say.
     pub fn bytes_max(&self) -> Option<u64> {
-        match self {
-            Self::Embedded(queue) => Some(queue.config().max_bytes),
-            Self::ServiceBus(_) => None,
+        match &self.engine {
+            Engine::Embedded(queue) => Some(queue.config().max_bytes),
+            Engine::ServiceBus(_) => None,
         }
     }
 
     /// Accepts several messages, each with its own fate, in order. Durable
     /// when accepted.
     pub async fn send_many(&self, messages: Vec<Message>) -> Vec<Result<Receipt, SendError>> {
-        match self {
-            Self::Embedded(queue) => queue.send_many(messages).await,
-            Self::ServiceBus(queue) => queue.send_many(messages).await,
+        if let Err(outage) = self.chaos.before("send").await {
+            let refused = |_| Err(SendError::Unavailable(outage.clone()));
+            return messages.iter().map(refused).collect();
+        }
+        match &self.engine {
+            Engine::Embedded(queue) => queue.send_many(messages).await,
+            Engine::ServiceBus(queue) => queue.send_many(messages).await,
         }
     }
 
     /// Locks up to `max` messages, waiting until there is at least one. Cancel safe.
     pub async fn receive(&self, max: usize) -> Result<Vec<Delivery>, Unavailable> {
-        match self {
-            Self::Embedded(queue) => queue.receive(max).await,
-            Self::ServiceBus(queue) => queue.receive(max).await,
+        self.chaos.before("receive").await.map_err(Unavailable)?;
+        match &self.engine {
+            Engine::Embedded(queue) => queue.receive(max).await,
+            Engine::ServiceBus(queue) => queue.receive(max).await,
         }
     }
 
     /// What is still on its way to this host once receiving is over.
     pub async fn drain(&self) -> Vec<Delivery> {
-        match self {
+        match &self.engine {
             // A receive that is dropped gives back what it took.
-            Self::Embedded(_) => Vec::new(),
-            Self::ServiceBus(queue) => queue.drain().await,
+            Engine::Embedded(_) => Vec::new(),
+            Engine::ServiceBus(queue) => queue.drain().await,
         }
     }
 
     /// Prolongs a lock by its length from now; says until when.
     pub async fn renew(&self, lock: &Lock) -> Result<Millis, RenewError> {
-        match self {
-            Self::Embedded(queue) => queue.renew(lock).await,
-            Self::ServiceBus(queue) => queue.renew(lock).await,
+        match &self.engine {
+            Engine::Embedded(queue) => queue.renew(lock).await,
+            Engine::ServiceBus(queue) => queue.renew(lock).await,
         }
     }
 
@@ -101,41 +134,61 @@ impl Queue {
         settlement: Settlement,
         attempt: Option<Attempt>,
     ) -> Result<(), SettleError> {
-        match self {
-            Self::Embedded(queue) => queue.settle(lock, settlement, attempt).await,
-            Self::ServiceBus(queue) => queue.settle(lock, settlement, attempt).await,
+        if let Err(reason) = self.chaos.before("settle").await {
+            return Err(SettleError::Unavailable { reason, lock });
         }
+        match &self.engine {
+            Engine::Embedded(queue) => queue.settle(lock, settlement, attempt).await,
+            Engine::ServiceBus(queue) => queue.settle(lock, settlement, attempt).await,
+        }
+    }
+
+    /// Loses a lock on purpose: the job is ready for others at once, and what
+    /// is settled under the lock from now on is too late. For chaos only.
+    pub async fn lose(&self, lock: &Lock) {
+        let same = Lock {
+            sequence: lock.sequence,
+            token: lock.token,
+            locked_until: lock.locked_until,
+            duration: lock.duration,
+        };
+        let abandon = Settlement::Abandon;
+        // One that cannot be lost now is kept: a fault less.
+        let _ = match &self.engine {
+            Engine::Embedded(queue) => queue.settle(same, abandon, None).await,
+            Engine::ServiceBus(queue) => queue.settle(same, abandon, None).await,
+        };
     }
 
     /// Makes dead letters ready again; says how many.
     pub async fn redrive(&self, selection: Selection) -> Result<u64, Unavailable> {
-        match self {
-            Self::Embedded(queue) => queue.redrive(selection).await,
-            Self::ServiceBus(queue) => queue.redrive(selection).await,
+        match &self.engine {
+            Engine::Embedded(queue) => queue.redrive(selection).await,
+            Engine::ServiceBus(queue) => queue.redrive(selection).await,
         }
     }
 
     /// Throws dead letters away; says how many.
     pub async fn purge(&self, selection: Selection) -> Result<u64, Unavailable> {
-        match self {
-            Self::Embedded(queue) => queue.purge(selection).await,
-            Self::ServiceBus(queue) => queue.purge(selection).await,
+        match &self.engine {
+            Engine::Embedded(queue) => queue.purge(selection).await,
+            Engine::ServiceBus(queue) => queue.purge(selection).await,
         }
     }
 
     /// What it holds now; none where this host may not ask.
     pub async fn stats(&self) -> Option<QueueStats> {
-        match self {
-            Self::Embedded(queue) => Some(queue.stats().await),
-            Self::ServiceBus(queue) => queue.stats().await,
+        match &self.engine {
+            Engine::Embedded(queue) => Some(queue.stats().await),
+            Engine::ServiceBus(queue) => queue.stats().await,
         }
     }
 
     /// What is known here of a job.
     pub async fn job(&self, id: &str) -> Result<Option<Job>, Unavailable> {
-        match self {
-            Self::Embedded(queue) => queue.job(id).await,
-            Self::ServiceBus(queue) => queue.job(id).await,
+        match &self.engine {
+            Engine::Embedded(queue) => queue.job(id).await,
+            Engine::ServiceBus(queue) => queue.job(id).await,
         }
     }
 
@@ -145,17 +198,17 @@ impl Queue {
         limit: usize,
         state: Option<JobState>,
     ) -> Result<Vec<Job>, Unavailable> {
-        match self {
-            Self::Embedded(queue) => queue.jobs(limit, state).await,
-            Self::ServiceBus(queue) => queue.jobs(limit, state).await,
+        match &self.engine {
+            Engine::Embedded(queue) => queue.jobs(limit, state).await,
+            Engine::ServiceBus(queue) => queue.jobs(limit, state).await,
         }
     }
 
     /// Dead letters known here, beginning after sequence `after`.
     pub async fn dead(&self, after: Option<u64>, limit: usize) -> Result<Vec<Job>, Unavailable> {
-        match self {
-            Self::Embedded(queue) => queue.dead(after, limit).await,
-            Self::ServiceBus(queue) => queue.dead(after, limit).await,
+        match &self.engine {
+            Engine::Embedded(queue) => queue.dead(after, limit).await,
+            Engine::ServiceBus(queue) => queue.dead(after, limit).await,
         }
     }
 }

@@ -15,7 +15,7 @@ use toml::Spanned;
 
 use super::{Build, ComponentConfig, Config, ConfigError, HostSettings, QueueTrigger, Router};
 use crate::dispatch::DispatchConfig;
-use crate::dispatch::chaos::Chaos;
+use crate::dispatch::chaos::{self, Chaos};
 use crate::dispatch::policy::RetryPolicy;
 
 #[derive(Deserialize)]
@@ -133,6 +133,14 @@ struct Retry {
 struct ChaosTable {
     #[serde(default)]
     failure_rate: Option<Spanned<f64>>,
+    trap_rate: Option<Spanned<f64>>,
+    latency_rate: Option<Spanned<f64>>,
+    latency: Option<Spanned<String>>,
+    lock_loss_rate: Option<Spanned<f64>>,
+    late_settle_rate: Option<Spanned<f64>>,
+    broker_down_rate: Option<Spanned<f64>>,
+    broker_slow_rate: Option<Spanned<f64>>,
+    broker_delay: Option<Spanned<String>>,
     #[serde(default)]
     seed: u64,
 }
@@ -541,10 +549,30 @@ fn retry(source: &Source<'_>, table: Option<&Retry>) -> Result<RetryPolicy, Conf
 }
 
 fn chaos(source: &Source<'_>, table: Option<&ChaosTable>) -> Result<Chaos, ConfigError> {
-    let rate = table.and_then(|table| table.failure_rate.as_ref());
+    let Some(table) = table else {
+        return Ok(Chaos::default());
+    };
+    let rate = |key, rate: &Option<Spanned<f64>>| {
+        source.number(&format!("chaos.{key}"), rate.as_ref(), 0.0, 0.0..=1.0)
+    };
+    let delay = |key, delay: &Option<Spanned<String>>, default: u64| {
+        let allowed = Duration::ZERO..=chaos::DELAY_MAX;
+        let default = Duration::from_millis(default);
+        let delay = source.duration(&format!("chaos.{key}"), delay.as_ref(), default, allowed)?;
+        Ok(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX))
+    };
+    let usual = Chaos::default();
     Ok(Chaos {
-        failure_rate: source.number("chaos.failure_rate", rate, 0.0, 0.0..=1.0)?,
-        seed: table.map_or(0, |table| table.seed),
+        failure_rate: rate("failure_rate", &table.failure_rate)?,
+        trap_rate: rate("trap_rate", &table.trap_rate)?,
+        latency_rate: rate("latency_rate", &table.latency_rate)?,
+        latency_ms: delay("latency", &table.latency, usual.latency_ms)?,
+        lock_loss_rate: rate("lock_loss_rate", &table.lock_loss_rate)?,
+        late_settle_rate: rate("late_settle_rate", &table.late_settle_rate)?,
+        broker_down_rate: rate("broker_down_rate", &table.broker_down_rate)?,
+        broker_slow_rate: rate("broker_slow_rate", &table.broker_slow_rate)?,
+        broker_delay_ms: delay("broker_delay", &table.broker_delay, usual.broker_delay_ms)?,
+        seed: table.seed,
     })
 }
 

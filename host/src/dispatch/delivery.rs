@@ -14,6 +14,7 @@ use orchestrator_queue::{
 use tokio::time::Instant;
 
 use super::Dispatcher;
+use super::chaos::{Faults, SIMULATED_TRAP};
 use super::lock_keeper::{Step, after_failure, after_renewal};
 use super::policy::{Ended, Rules, Verdict, decide};
 use crate::clock::now_ms;
@@ -58,7 +59,8 @@ impl Dispatcher {
         // Read once: whatever is swapped in meanwhile, this delivery stays on
         // the version it began with.
         let chosen = self.0.worker.choose(&told.job);
-        let (ended, ran) = if self.0.config.chaos.fails(&told.job, told.attempt) {
+        let faults = self.0.chaos.now().faults(&told.job, told.attempt);
+        let (ended, ran) = if faults.failure {
             // Faults that are injected say nothing about any version.
             let (Chosen::Current { current, .. } | Chosen::Candidate { current, .. }) = chosen;
             (Ended::FailedByChaos, Ran::nothing(current))
@@ -68,12 +70,13 @@ impl Dispatcher {
                 // What the guest calls belongs to this attempt.
                 job.traceparent = Some(span.traceparent());
             }
-            self.attempt(chosen, job, &lock).await
+            self.attempt_with(faults, chosen, job, &lock).await
         };
         if matches!(ended, Ended::Attempted(Outcome::NotStarted { .. })) {
             self.pause_receiving();
         }
-        let verdict = decide(
+        let injected = is_injected(faults, &ended);
+        let mut verdict = decide(
             ended,
             Rules {
                 attempt: told.attempt,
@@ -82,6 +85,7 @@ impl Dispatcher {
                 random: rand::random(),
             },
         );
+        verdict.injected |= injected;
         self.tell_guest_output(&told, &ran.recording);
         let digest = &ran.version.version.digest;
         if let Some(span) = &mut span {
@@ -145,6 +149,47 @@ impl Dispatcher {
             (outcome, ran) = self.on(chosen, job) => (Ended::Attempted(outcome), ran),
             () = self.keep(lock) => (Ended::LockLost, Ran::nothing(current)),
             () = self.0.stop.working.cancelled() => (Ended::Stopping, Ran::nothing(current)),
+        }
+    }
+
+    /// The same, with what chaos does to it.
+    async fn attempt_with(
+        &self,
+        faults: Faults,
+        chosen: Chosen<WorkerComponent>,
+        job: Job,
+        lock: &Lock,
+    ) -> (Ended, Ran) {
+        let (Chosen::Current { current, .. } | Chosen::Candidate { current, .. }) = &chosen;
+        let current = current.clone();
+        if let Some(latency) = faults.latency {
+            let kept = tokio::time::timeout(latency, self.keep(lock)).await;
+            if kept.is_ok() {
+                return (Ended::LockLost, Ran::nothing(current));
+            }
+        }
+        if faults.late_settle {
+            // Whoever gets it now runs beside this attempt.
+            self.0.queue.lose(lock).await;
+        }
+        let attempt = self.attempt(chosen, job, lock);
+        let (ended, ran) = match faults.lock_loss {
+            None => attempt.await,
+            Some(after) => match tokio::time::timeout(after, attempt).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    self.0.queue.lose(lock).await;
+                    (Ended::LockLost, Ran::nothing(current))
+                }
+            },
+        };
+        match ended {
+            Ended::Attempted(Outcome::Done { .. }) if faults.trap => {
+                let kind = SIMULATED_TRAP.to_owned();
+                let backtrace = String::new();
+                (Ended::Attempted(Outcome::Trapped { kind, backtrace }), ran)
+            }
+            ended => (ended, ran),
         }
     }
 
@@ -421,6 +466,17 @@ fn judge(outcome: &Outcome) -> Option<bool> {
         | Outcome::Trapped { .. }
         | Outcome::TimedOut
         | Outcome::OutOfMemory => Some(false),
+    }
+}
+
+/// Whether chaos has a part in how an attempt ended.
+fn is_injected(faults: Faults, ended: &Ended) -> bool {
+    match ended {
+        Ended::Attempted(Outcome::Trapped { kind, .. }) => faults.trap && kind == SIMULATED_TRAP,
+        Ended::LockLost => faults.lock_loss.is_some() || faults.late_settle,
+        Ended::Attempted(_) => faults.late_settle,
+        Ended::FailedByChaos => true,
+        Ended::Stopping => false,
     }
 }
 

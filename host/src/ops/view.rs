@@ -1,5 +1,7 @@
 //! What the `/v1` calls answer, as JSON.
 
+use std::time::SystemTime;
+
 use orchestrator_queue::{Attempt, JobState};
 use serde::Serialize;
 
@@ -7,6 +9,7 @@ use crate::clock::rfc3339;
 use crate::components::store::{Entry, Fate, Record};
 use crate::components::swapper::Seen;
 use crate::dispatch::Dispatcher;
+use crate::dispatch::chaos::Chaos;
 use crate::ingest::{JobResult, result_of};
 use crate::telemetry::Telemetry;
 
@@ -148,6 +151,27 @@ pub(super) async fn queue(dispatcher: &Dispatcher, telemetry: &Telemetry) -> Que
         retried: totals.retried,
         dead_lettered: totals.dead_lettered,
         locks_lost: totals.locks_lost,
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct QueueChaos {
+    queue: String,
+    #[serde(flatten)]
+    chaos: Chaos,
+    /// When the manifest's faults hold again; null: they do.
+    until: Option<String>,
+}
+
+pub(super) fn chaos(dispatcher: &Dispatcher) -> QueueChaos {
+    let switch = dispatcher.chaos();
+    let since = |until: SystemTime| until.duration_since(SystemTime::UNIX_EPOCH);
+    let until = switch.until().and_then(|until| since(until).ok());
+    QueueChaos {
+        queue: dispatcher.queue().name().to_owned(),
+        chaos: switch.now(),
+        until: until.map(|until| rfc3339(u64::try_from(until.as_millis()).unwrap_or(u64::MAX))),
     }
 }
 

@@ -201,6 +201,38 @@ impl CanaryFailed<'_> {
     }
 }
 
+/// Faults were switched on or off.
+pub struct ChaosSwitched<'a> {
+    /// The queue.
+    pub queue: &'a str,
+    /// The faults; none: those of the manifest again.
+    pub chaos: Option<serde_json::Value>,
+    /// For how long.
+    pub time: Duration,
+}
+
+impl ChaosSwitched<'_> {
+    /// Writes it down, and tells whoever follows events.
+    pub fn emit(self, telemetry: &Telemetry) {
+        let Self { queue, chaos, time } = self;
+        match &chaos {
+            Some(chaos) => tracing::warn!(queue, %chaos, ?time, "chaos: faults are injected"),
+            None => tracing::info!(queue, "chaos: the manifest's faults again"),
+        }
+        telemetry.tell(
+            "chaos",
+            &serde_json::json!({ "queue": queue, "chaos": &chaos, "forSeconds": time.as_secs() }),
+        );
+        if let Some(traces) = telemetry.traces() {
+            let facts = [
+                ("Queue", queue.to_owned()),
+                ("Chaos", chaos.unwrap_or_default().to_string()),
+            ];
+            traces.event("ChaosSwitched", &facts);
+        }
+    }
+}
+
 /// The store is open, and what it held is known.
 pub struct StoreRecovered {
     /// Messages that wait for a worker, due or not.
