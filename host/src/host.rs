@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::components::store::VersionStore;
-use crate::components::swapper::{self, Load};
+use crate::components::swapper::{self, Load, Unfit};
 use crate::components::{self, HttpSlot, Place, Slot, Swapper, TrustedKeys, WorkerSlot};
 use crate::config::{ComponentConfig, Config, QueueTrigger};
 use crate::dispatch::{Dispatcher, Stop};
@@ -353,8 +353,10 @@ impl Host {
             let _ = tokio::time::timeout(GIVE_BACK_MAX, tasks.wait()).await;
         }
         swapping.abort();
+        self.swapper.close();
         ops_stop.cancel();
-        let _ = ops_server.await;
+        // A client that stalls in the middle of a request does not hold the stop up.
+        let _ = tokio::time::timeout(GIVE_BACK_MAX, ops_server).await;
         if let Store::Embedded(broker) = self.store {
             broker.close().await;
         }
@@ -528,7 +530,7 @@ impl Loading {
                     let grants = grants(&config.components[&trigger.component]);
                     let limits = trigger.dispatch.limits;
                     let loaded = WorkerComponent::load(&runtime, bytes, grants, limits).await;
-                    loaded.map_err(|error| error.to_string())
+                    loaded.map_err(Unfit::from)
                 })
             });
             workers.insert(id.clone(), self.one(id, "worker", canary, load).await?);
@@ -538,15 +540,17 @@ impl Loading {
             let (config, runtime) = (config.clone(), self.runtime.clone());
             let (name, outbox) = (id.clone(), outbox.clone());
             let sink = log_sink(id, &self.telemetry);
+            // Shared by all versions: two of them serve no more than one did.
+            let permits = config.host.http.permits();
             let load: Load<HttpComponent> = Box::new(move |bytes| {
                 let (config, runtime, name) = (config.clone(), runtime.clone(), name.clone());
-                let (outbox, sink) = (outbox.clone(), sink.clone());
+                let (outbox, sink, permits) = (outbox.clone(), sink.clone(), permits.clone());
                 Box::pin(async move {
                     let grants = grants(&config.components[&name]);
                     let limits = config.host.http.clone();
-                    HttpComponent::load(&runtime, bytes, grants, limits, outbox, sink)
+                    HttpComponent::load(&runtime, bytes, grants, limits, permits, outbox, sink)
                         .await
-                        .map_err(|error| error.to_string())
+                        .map_err(Unfit::from)
                 })
             });
             http.push(self.one(id, "http", None, load).await?);
@@ -615,9 +619,18 @@ pub(crate) async fn http_component_of(
 ) -> Result<Arc<HttpComponent>, HostError> {
     let component = &config.components[id];
     let limits = config.host.http.clone();
-    HttpComponent::load(runtime, bytes, grants(component), limits, outbox, logs)
-        .await
-        .map_err(|error| refused(id, &component.source, &error))
+    let permits = limits.permits();
+    HttpComponent::load(
+        runtime,
+        bytes,
+        grants(component),
+        limits,
+        permits,
+        outbox,
+        logs,
+    )
+    .await
+    .map_err(|error| refused(id, &component.source, &error))
 }
 
 /// A component's bytes.

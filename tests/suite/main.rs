@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod bad_wire;
+mod chaos;
 mod commands;
 #[cfg(target_os = "linux")]
 mod faulty_disk;

@@ -608,6 +608,28 @@ async fn a_canary_that_is_as_good_is_promoted_through_chaos_and_poison() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_would_die_is_tried_on_the_candidate_first() {
+    let (dir, text) = own_file("max_attempts = 1");
+    std::fs::write(dir.path().join("worker.wasm"), marks("dead")).unwrap();
+    let rig = Rig::start_in(dir, Way::quiet(), &text);
+    let good = marks("B");
+    swapped(&rig, WORKER, "?canary=50%25", good.clone()).await;
+    let sent = feed(&rig, "d", |_| json!({ "ms": 1 })).await;
+    assert_eq!(seen(&rig, WORKER).await["digest"], digest(&good));
+    let mut dead = 0;
+    for n in 0..sent {
+        let job = rig.job_in(&format!("d{n}"), &["completed", "dead"]).await;
+        assert_eq!(job["deliveryCount"], 1, "{job}");
+        match job["state"] == "completed" {
+            true => assert_eq!(job["result"], whole("B")),
+            false => dead += 1,
+        }
+    }
+    // Between judgement and publication the current version has the last word.
+    assert!(dead <= 64, "{dead} of {sent} died");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_canary_that_is_slow_is_rolled_back() {
     let rig = up("concurrency = 16");
     let slow = marks("slow");
@@ -743,6 +765,17 @@ async fn with_trusted_keys_only_signed_versions_run() {
         "{ran:?}"
     );
     sign(&marks("B"), &file);
+    let ran = rig.command(&["swap", WORKER, "new.wasm"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    // The file first and its signature later, as `minisign` does it.
+    let file = rig.dir().join("worker.wasm");
+    std::fs::write(&file, marks("D")).unwrap();
+    until(&rig, WORKER, |now| {
+        version(now, &marks("D"))["outcome"] == "refused"
+    })
+    .await;
+    sign(&marks("D"), &file);
+    until_runs(&rig, &marks("D")).await;
     let ran = rig.command(&["swap", WORKER, "new.wasm"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     rig.kill_and_restart();

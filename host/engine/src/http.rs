@@ -104,6 +104,13 @@ pub struct HttpLimits {
     pub memory_bytes_max: usize,
 }
 
+impl HttpLimits {
+    /// As many as there may be requests; shared by versions of one component.
+    pub fn permits(&self) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(self.requests_in_flight_max))
+    }
+}
+
 /// How long a request waits for a free instance before its client is asked to
 /// come back: a burst of thousands passes well within it.
 const QUEUED_MAX: Duration = Duration::from_secs(10);
@@ -129,7 +136,7 @@ pub enum HttpError {
 pub struct HttpComponent {
     digest: String,
     handler: ProxyHandler<Shared>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     request_timeout: Duration,
     times: LoadTimes,
 }
@@ -144,6 +151,7 @@ impl HttpComponent {
         bytes: Vec<u8>,
         grants: Grants,
         limits: HttpLimits,
+        permits: Arc<Semaphore>,
         outbox: Outbox,
         logs: LogSink,
     ) -> Result<Arc<Self>, LoadError> {
@@ -164,10 +172,7 @@ impl HttpComponent {
             p2::bindings::ProxyPre::new(linked).map(ProxyPre::P2)
         }
         .map_err(|error| LoadError::WrongType(one_line(&error)))?;
-        let (permits, request_timeout) = (
-            Semaphore::new(limits.requests_in_flight_max),
-            limits.request_timeout,
-        );
+        let request_timeout = limits.request_timeout;
         let shared = Shared {
             runtime: runtime.clone(),
             pre,

@@ -52,19 +52,17 @@ async fn follow(args: &SwapArgs, path: &str, change: &Value) -> Result<(), CliEr
     };
     loop {
         let now = get(&args.ops, path).await?;
-        if now["canary"]["digest"] == *digest {
+        let mut versions = now["versions"].as_array().into_iter().flatten();
+        let known = versions.find(|version| version["digest"] == *digest);
+        let known = known.unwrap_or(&Value::Null);
+        if known["outcome"] == "canary" {
             progress(now["canary"]["told"].as_str().unwrap_or_default());
             tokio::time::sleep(LOOK_AGAIN).await;
             continue;
         }
         progress("");
-        let versions = now["versions"].as_array().into_iter().flatten();
-        let known = versions
-            .clone()
-            .find(|version| version["digest"] == *digest);
-        let why = known.map_or(&Value::Null, |version| &version["told"]);
-        let why = why.as_str().unwrap_or("it is not known why");
-        if now["digest"] != *digest {
+        let why = known["told"].as_str().unwrap_or("it is not known why");
+        if known["outcome"] != "promoted" {
             return Err(failed(format!("{} rolled back: {why}", show(digest))));
         }
         let end = json!({ "outcome": "promoted", "digest": digest, "why": why });

@@ -84,11 +84,16 @@ impl TrustedKeys {
     }
 }
 
-/// The signature beside a component's file, if there is one.
-pub fn beside(path: &Path) -> Option<String> {
-    let mut name = path.as_os_str().to_owned();
+/// Where the signature of a component's file lies.
+pub fn path(component: &Path) -> PathBuf {
+    let mut name = component.as_os_str().to_owned();
     name.push(".minisig");
-    let path = PathBuf::from(name);
+    PathBuf::from(name)
+}
+
+/// The signature beside a component's file, if there is one.
+pub fn beside(component: &Path) -> Option<String> {
+    let path = path(component);
     let size = std::fs::metadata(&path).ok()?.len();
     (size <= SIGNATURE_BYTES_MAX as u64)
         .then(|| std::fs::read_to_string(&path).ok())

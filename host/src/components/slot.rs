@@ -2,10 +2,10 @@
 //! atomic store. Whoever read it keeps what it read, to the end of its job or
 //! request.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use sha2::{Digest, Sha256};
@@ -175,8 +175,24 @@ pub struct Canary<T> {
 
 struct Watched {
     tally: Tally,
+    /// Runs of the candidate under way: when each began.
+    under_way: BTreeMap<u64, Instant>,
+    next_run: u64,
+    longest_success: Duration,
     /// Jobs that failed on the current version.
     unexplained: HashSet<String>,
+}
+
+/// A run of a candidate, for as long as it is under way.
+pub struct UnderWay<'a, T> {
+    canary: &'a Canary<T>,
+    run: u64,
+}
+
+impl<T> Drop for UnderWay<'_, T> {
+    fn drop(&mut self) {
+        self.canary.watched().under_way.remove(&self.run);
+    }
 }
 
 /// How a job of a canary went, on the side that it was first run on.
@@ -209,6 +225,9 @@ impl<T> Canary<T> {
             is_open: AtomicBool::new(true),
             watched: Mutex::new(Watched {
                 tally: Tally::new(share),
+                under_way: BTreeMap::new(),
+                next_run: 0,
+                longest_success: Duration::ZERO,
                 unexplained: HashSet::new(),
             }),
             judged: Box::new(judged),
@@ -247,13 +266,34 @@ impl<T> Canary<T> {
         self.watched().unexplained.contains(job)
     }
 
+    /// Notes that the candidate begins a job, until the guard is dropped.
+    pub fn begin_run(&self) -> UnderWay<'_, T> {
+        let mut watched = self.watched();
+        let run = watched.next_run;
+        watched.next_run += 1;
+        watched.under_way.insert(run, Instant::now());
+        UnderWay { canary: self, run }
+    }
+
+    /// A job failed on the current version for the last time, and was tried on
+    /// the candidate at once: `is_poison` if it failed there, too.
+    pub fn saw_last_failure(&self, is_poison: bool) {
+        let mut watched = self.watched();
+        watched.tally.current_failed();
+        watched.tally.current_failure_explained(is_poison);
+        self.look(watched, true);
+    }
+
     /// Counts how a job went.
     pub fn saw(&self, job: &str, went: Went, explains: bool) {
         let mut watched = self.watched();
+        if let Went::CandidateDid(took) = went {
+            watched.longest_success = watched.longest_success.max(took);
+        }
         if explains {
             // It was not picked at random: it only says what its failure was.
             if watched.unexplained.remove(job) {
-                let is_poison = went == Went::Poison;
+                let is_poison = !matches!(went, Went::CandidateDid(_));
                 watched.tally.current_failure_explained(is_poison);
             }
         } else {
@@ -272,10 +312,17 @@ impl<T> Canary<T> {
             }
         }
         let failed = !matches!(went, Went::CandidateDid(_) | Went::CurrentDid(_));
+        self.look(watched, failed);
+    }
+
+    fn look(&self, watched: std::sync::MutexGuard<'_, Watched>, failed: bool) {
         if !watched.tally.is_look_due(failed) {
             return;
         }
-        let judgement = watched.tally.judge();
+        let longest = watched.longest_success;
+        let runs = watched.under_way.values();
+        let overdue = runs.filter(|began| began.elapsed() > longest).count();
+        let judgement = watched.tally.judge(overdue as u64);
         drop(watched);
         // Jobs that end at the same moment come to the same judgement.
         if judgement != Judgement::Undecided && self.close() {
@@ -354,6 +401,43 @@ mod tests {
     }
 
     #[test]
+    fn runs_that_hang_hold_a_promotion_up() {
+        let judged = Arc::new(Mutex::new(Vec::new()));
+        let told = judged.clone();
+        let canary = Canary::new(loaded("b"), 0.5, 7, move |judgement| {
+            told.lock().expect("no panic").push(judgement);
+        });
+        let hanging: Vec<_> = (0..40).map(|_| canary.begin_run()).collect();
+        std::thread::sleep(Duration::from_millis(2));
+        for n in 0..1_000 {
+            canary.saw(
+                &n.to_string(),
+                Went::CandidateDid(Duration::from_micros(1)),
+                false,
+            );
+            canary.saw(
+                &n.to_string(),
+                Went::CurrentDid(Duration::from_micros(1)),
+                false,
+            );
+        }
+        assert!(canary.is_open(), "{}", canary.tally());
+        drop(hanging);
+        for n in 0..16 {
+            canary.saw(
+                &n.to_string(),
+                Went::CandidateDid(Duration::from_micros(1)),
+                false,
+            );
+        }
+        let judged = judged.lock().expect("no panic");
+        assert!(
+            matches!(judged.as_slice(), [Judgement::Promote(_)]),
+            "{judged:?}"
+        );
+    }
+
+    #[test]
     fn a_failure_on_the_current_version_is_tried_on_the_candidate() {
         let slot = slot();
         let canary = Arc::new(Canary::new(loaded("b"), 0.1, 7, |_| {}));
@@ -369,6 +453,7 @@ mod tests {
         ));
         canary.saw(&job, Went::Poison, true);
         assert!(matches!(slot.choose(&job), Chosen::Current { .. }));
+        assert!(canary.tally().to_string().contains("1 failed on both"));
         assert_eq!(canary.tally().candidate_jobs(), 0);
     }
 }

@@ -124,7 +124,9 @@ impl Record {
             && let Some(oldest) = self
                 .versions
                 .iter()
-                .position(|entry| Some(entry.digest.as_str()) != current)
+                // What can be gone back to, and what is being tried, stays:
+                // however many are refused.
+                .position(|entry| !entry.is_kept && Some(entry.digest.as_str()) != current)
         {
             self.versions.remove(oldest);
         }
@@ -215,7 +217,8 @@ impl VersionStore {
     /// Keeps a version's bytes; durable when this returns `Ok`.
     pub fn keep_bytes(&self, digest: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.blob_path(digest);
-        if path.exists() {
+        let is_there = std::fs::read(&path).is_ok_and(|there| there == bytes);
+        if is_there {
             return Ok(());
         }
         write_whole(&path, bytes)
@@ -229,14 +232,26 @@ impl VersionStore {
             .map_err(|error| Self::failed(&path, format!("cannot be read: {error}")))
     }
 
-    /// Removes bytes that no record keeps. What cannot be removed stays.
-    pub fn forget_others(&self, records: &[Record]) {
-        let kept: BTreeSet<String> = records
-            .iter()
-            .flat_map(|record| &record.versions)
-            .filter(|entry| entry.is_kept)
-            .map(|entry| format!("{}.wasm", entry.digest))
-            .collect();
+    /// Removes bytes that no record keeps, those of components that the
+    /// manifest leaves out now included. What cannot be removed stays; with a
+    /// record that cannot be read, all of it does.
+    pub fn forget_others(&self) {
+        let Ok(files) = std::fs::read_dir(&self.dir) else {
+            return;
+        };
+        let mut kept = BTreeSet::new();
+        for file in files.flatten() {
+            let path = file.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let id = path.file_stem().and_then(|id| id.to_str());
+            let Some(Ok(record)) = id.map(|id| self.record(id)) else {
+                return;
+            };
+            let versions = record.versions.into_iter().filter(|entry| entry.is_kept);
+            kept.extend(versions.map(|entry| format!("{}.wasm", entry.digest)));
+        }
         let Ok(found) = std::fs::read_dir(self.dir.join("blobs")) else {
             return;
         };
@@ -317,9 +332,18 @@ mod tests {
             record.put(entry(&format!("v{n}"), Fate::RolledBack));
         }
         assert_eq!(record.versions.len(), REMEMBERED_MAX);
-        let kept = record.versions.iter().filter(|entry| entry.is_kept).count();
-        assert_eq!(kept, VERSIONS_KEPT_MAX + 1);
+        let kept = |record: &Record| {
+            let kept = record.versions.iter().filter(|entry| entry.is_kept);
+            kept.count()
+        };
+        assert_eq!(kept(&record), VERSIONS_KEPT_MAX + 1);
         assert!(record.find("first").is_some_and(|entry| entry.is_kept));
+        // However many bad ones come: what can be gone back to stays.
+        for n in 0..200 {
+            record.put(entry(&format!("bad{n}"), Fate::Refused));
+        }
+        assert_eq!(record.versions.len(), REMEMBERED_MAX);
+        assert_eq!(kept(&record), VERSIONS_KEPT_MAX + 1);
     }
 
     #[test]
@@ -337,7 +361,7 @@ mod tests {
             store.keep_bytes(digest, b"bytes").expect("a disk");
         }
         store.keep("worker", &record).expect("a disk");
-        store.forget_others(&[store.record("worker").expect("it was kept")]);
+        store.forget_others();
         assert_eq!(store.bytes("aa").expect("it is kept"), b"bytes");
         assert!(store.bytes("bb").is_err());
         std::fs::write(dir.path().join("components/worker.json"), "{").expect("a disk");

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use orchestrator_engine::WorkerComponent;
 use orchestrator_engine::http::HttpComponent;
-use orchestrator_engine::loader::{self, LoadTimes};
+use orchestrator_engine::loader::{self, LoadError, LoadTimes};
 use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 
@@ -126,8 +126,43 @@ enum Order {
     },
 }
 
-/// Makes a component of these bytes, or says why not in a sentence.
-pub type Load<T> = Box<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<Arc<T>, String>> + Send + Sync>;
+/// Why no component could be made of some bytes, in a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// The bytes' own fault: a retry cannot help.
+    Candidate(String),
+    /// The host's trouble: a retry may help.
+    Host(String),
+}
+
+impl Unfit {
+    fn into_text(self) -> String {
+        match self {
+            Self::Candidate(why) | Self::Host(why) => why,
+        }
+    }
+}
+
+impl From<LoadError> for Unfit {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Host(_) => Self::Host(error.to_string()),
+            error => Self::Candidate(error.to_string()),
+        }
+    }
+}
+
+impl From<Unfit> for SwapError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Candidate(why) => Self::Refused(why),
+            Unfit::Host(why) => Self::Unavailable(why),
+        }
+    }
+}
+
+/// Makes a component of these bytes.
+pub type Load<T> = Box<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<Arc<T>, Unfit>> + Send + Sync>;
 
 /// What can be run under a digest.
 pub trait Component: Send + Sync + 'static {
@@ -175,7 +210,7 @@ trait AnyPlace: Send + Sync {
     fn kind(&self) -> &'static str;
     fn default_share(&self) -> Option<f64>;
     fn seen(&self) -> Seen;
-    fn load(&self, bytes: Vec<u8>) -> BoxFuture<'_, Result<Box<dyn Ready>, String>>;
+    fn load(&self, bytes: Vec<u8>) -> BoxFuture<'_, Result<Box<dyn Ready>, Unfit>>;
     /// Ends a canary, with its candidate in place or not.
     fn end_canary(&self, promote: bool);
 }
@@ -247,7 +282,7 @@ impl<T: Component> AnyPlace for Place<T> {
         }
     }
 
-    fn load(&self, bytes: Vec<u8>) -> BoxFuture<'_, Result<Box<dyn Ready>, String>> {
+    fn load(&self, bytes: Vec<u8>) -> BoxFuture<'_, Result<Box<dyn Ready>, Unfit>> {
         Box::pin(async move {
             let component = (self.load)(bytes).await?;
             let slot = self.slot.clone();
@@ -313,13 +348,8 @@ pub async fn first<T: Component>(
     in_file: Result<Vec<u8>, String>,
     load: &Load<T>,
 ) -> Result<First<T>, String> {
-    let mut record = match store.record(id) {
-        Ok(record) => record,
-        Err(error) => {
-            tracing::warn!(component = id, %error, "starting with the manifest's file");
-            Record::default()
-        }
-    };
+    // Not to be replaced by an empty one: it says what was promoted.
+    let mut record = store.record(id).map_err(|error| error.to_string())?;
     let found = in_file.as_ref().ok().map(|bytes| loader::digest(bytes));
     for entry in &mut record.versions {
         if entry.fate == Fate::Canary {
@@ -346,7 +376,7 @@ pub async fn first<T: Component>(
             let bytes = in_file?;
             let signature = super::signature::beside(path);
             keys.check(&bytes, signature.as_deref())?;
-            let component = load(bytes.clone()).await?;
+            let component = load(bytes.clone()).await.map_err(Unfit::into_text)?;
             Ok::<_, String>((bytes, signature, component))
         };
         match from_file.await {
@@ -425,7 +455,7 @@ async fn kept<T: Component>(
         .ok_or_else(|| "nothing is known of it".to_owned())?;
     let bytes = whole(store, digest)?;
     keys.check(&bytes, entry.signature.as_deref())?;
-    let component = load(bytes).await?;
+    let component = load(bytes).await.map_err(Unfit::into_text)?;
     let version = version_of(entry);
     Ok(Loaded { component, version })
 }
@@ -466,6 +496,11 @@ struct Inner {
 
 #[derive(Default)]
 struct Waiting {
+    /// No more is taken: the host is stopping.
+    is_closed: bool,
+    /// Files that were superseded while they waited, by their digest: they
+    /// have been seen all the same.
+    seen_in_file: BTreeMap<usize, String>,
     orders: VecDeque<(usize, Order, Option<Reply>)>,
     candidates: BTreeMap<usize, (Candidate, Reply)>,
 }
@@ -498,7 +533,7 @@ impl Builder {
         keys: TrustedKeys,
         telemetry: Telemetry,
     ) -> (Swapper, impl Future<Output = ()>) {
-        store.forget_others(&self.records.values().cloned().collect::<Vec<_>>());
+        store.forget_others();
         let inner = Arc::new(Inner {
             places: self.places,
             store,
@@ -531,12 +566,19 @@ impl Swapper {
             let _ = reply.send(Err(SwapError::Unknown(id.to_owned())));
             return answer;
         };
-        let before = lock(&self.0.waiting)
-            .candidates
-            .insert(place, (candidate, reply));
-        if let Some((_, reply)) = before {
+        let mut waiting = lock(&self.0.waiting);
+        if waiting.is_closed {
+            let _ = reply.send(Err(stopping()));
+            return answer;
+        }
+        if let Some((before, reply)) = waiting.candidates.insert(place, (candidate, reply)) {
+            if before.origin == Origin::File {
+                let digest = loader::digest(&before.bytes);
+                waiting.seen_in_file.insert(place, digest);
+            }
             let _ = reply.send(Err(SwapError::Superseded(id.to_owned())));
         }
+        drop(waiting);
         self.0.wake.notify_one();
         answer
     }
@@ -558,6 +600,15 @@ impl Swapper {
         self.0.order(id, Order::Accept { by })
     }
 
+    /// Takes no more, and lets go of those that wait for an answer.
+    pub fn close(&self) {
+        let mut waiting = lock(&self.0.waiting);
+        waiting.is_closed = true;
+        // Their callers are answered that the host is stopping.
+        waiting.orders.clear();
+        waiting.candidates.clear();
+    }
+
     /// Tells that a file is not even looked at.
     pub(super) fn refuse_file(&self, id: &str, why: &str) {
         self.0.tell(id, ComponentStep::Refused, "", why, None);
@@ -571,8 +622,10 @@ impl Swapper {
     /// What runs in one place, and what is remembered of its versions.
     pub fn one(&self, id: &str) -> Option<(Seen, Record)> {
         let place = self.0.place(id)?;
+        // In this order: the record says why what was seen is as it is.
+        let seen = self.0.places[place].seen();
         let record = lock(&self.0.records).get(id).cloned().unwrap_or_default();
-        Some((self.0.places[place].seen(), record))
+        Some((seen, record))
     }
 }
 
@@ -588,6 +641,10 @@ impl Inner {
             return answer;
         };
         let mut waiting = lock(&self.waiting);
+        if waiting.is_closed {
+            let _ = reply.send(Err(stopping()));
+            return answer;
+        }
         if waiting.orders.len() >= ORDERS_MAX {
             let busy = format!("{ORDERS_MAX} other changes wait; repeat it later");
             let _ = reply.send(Err(SwapError::Unavailable(busy)));
@@ -645,30 +702,48 @@ impl Inner {
         let id = place.id();
         let (digest, size) = (loader::digest(&candidate.bytes), candidate.bytes.len());
         let mut record = self.record(id);
-        if candidate.origin == Origin::File {
-            record.seen_in_file = Some(digest.clone());
+        let superseded = lock(&self.waiting).seen_in_file.remove(&number);
+        match candidate.origin {
+            Origin::File => record.seen_in_file = Some(digest.clone()),
+            Origin::Upload if superseded.is_some() => record.seen_in_file = superseded,
+            Origin::Upload => {}
         }
         let seen = place.seen();
-        let is_running = match &seen.canary {
-            Some(canary) => canary.version.digest == digest,
-            None => seen.current.digest == digest,
-        };
-        if is_running {
-            // Only what was seen in the file is new.
-            self.keep(id, record).await?;
-            return Ok(Change {
-                component: id.to_owned(),
-                outcome: "unchanged",
-                digest: format!("sha256:{digest}"),
-                previous: format!("sha256:{}", seen.current.digest),
-                generation: seen.current.generation,
-                why: "it runs already".to_owned(),
-            });
-        }
         let share = match candidate.canary {
             Some(share) => Some(share).filter(|share| *share > 0.0),
             None => place.default_share(),
         };
+        let is_current = seen.current.digest == digest;
+        let is_canary =
+            (seen.canary.as_ref()).is_some_and(|canary| canary.version.digest == digest);
+        if is_current || is_canary {
+            // Nothing to load; what was seen in the file may be new.
+            self.keep(id, record).await?;
+            if is_canary && share.is_none() {
+                let why = format!("accepted by {}", candidate.by);
+                return self.end_canary(place.as_ref(), true, why).await;
+            }
+            if is_current && seen.canary.is_some() {
+                let why = format!("{} brought the current version again", candidate.by);
+                return self.end_canary(place.as_ref(), false, why).await;
+            }
+            let generation = match &seen.canary {
+                Some(canary) => canary.version.generation,
+                None => seen.current.generation,
+            };
+            let (outcome, why) = match is_canary {
+                true => ("canary", "it is being tried already"),
+                false => ("unchanged", "it runs already"),
+            };
+            return Ok(Change {
+                component: id.to_owned(),
+                outcome,
+                digest: format!("sha256:{digest}"),
+                previous: format!("sha256:{}", seen.current.digest),
+                generation,
+                why: why.to_owned(),
+            });
+        }
         self.tell(id, ComponentStep::Candidate, &digest, &candidate.by, None);
         let mut entry = Entry {
             digest: digest.clone(),
@@ -685,7 +760,8 @@ impl Inner {
         };
         let ready = match self.check(place.as_ref(), &candidate, share).await {
             Ok(ready) => ready,
-            Err(why) => {
+            Err(Unfit::Host(why)) => return Err(SwapError::Unavailable(why)),
+            Err(Unfit::Candidate(why)) => {
                 entry.told = Some(why.clone());
                 // A version that ran once is not forgotten because it was
                 // refused now.
@@ -731,10 +807,9 @@ impl Inner {
             }
             None => ready.publish(version),
         }
-        let all = lock(&self.records).values().cloned().collect::<Vec<_>>();
         let store = self.store.clone();
-        // Bytes that nobody goes back to only take room.
-        tokio::task::spawn_blocking(move || store.forget_others(&all));
+        // Waited for: the next version's bytes must not be among those found.
+        let _ = tokio::task::spawn_blocking(move || store.forget_others()).await;
         let times = ComponentTimes {
             read: candidate.read,
             compile: times.compile,
@@ -769,15 +844,16 @@ impl Inner {
         place: &dyn AnyPlace,
         candidate: &Candidate,
         share: Option<f64>,
-    ) -> Result<Box<dyn Ready>, String> {
+    ) -> Result<Box<dyn Ready>, Unfit> {
         if share.is_some() && place.kind() != "worker" {
-            return Err(
+            return Err(Unfit::Candidate(
                 "a canary is for workers: a job that fails on it is run again on the current version, and a request cannot be; leave `--canary` out"
                     .to_owned(),
-            );
+            ));
         }
         self.keys
-            .check(&candidate.bytes, candidate.signature.as_deref())?;
+            .check(&candidate.bytes, candidate.signature.as_deref())
+            .map_err(Unfit::Candidate)?;
         place.load(candidate.bytes.clone()).await
     }
 
@@ -843,6 +919,10 @@ impl Inner {
         if promote {
             record.current = Some(digest.clone());
             if let Err(error) = self.keep(id, record).await {
+                let mut record = self.record(id);
+                let told = Some(error.to_string());
+                record.set_fate(&digest, Fate::RolledBack, told, now);
+                lock(&self.records).insert(id.to_owned(), record);
                 // Undecided again would be worse: nobody would judge it once more.
                 place.end_canary(false);
                 self.tell(
@@ -909,7 +989,7 @@ impl Inner {
         self.keys
             .check(&bytes, wanted.signature.as_deref())
             .map_err(SwapError::Refused)?;
-        let ready = place.load(bytes).await.map_err(SwapError::Refused)?;
+        let ready = place.load(bytes).await?;
         let (times, began, now) = (ready.times(), Instant::now(), now_ms());
         let why = match reason {
             Some(reason) => format!("{by}: {reason}"),
@@ -973,6 +1053,10 @@ impl Inner {
     }
 }
 
+fn stopping() -> SwapError {
+    SwapError::Unavailable("the host is stopping".to_owned())
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, SwapError> {
@@ -1028,12 +1112,10 @@ mod tests {
             let (gate, count) = (gate.clone(), count.clone());
             Box::pin(async move {
                 count.fetch_add(1, Ordering::Relaxed);
-                gate.acquire()
-                    .await
-                    .map_err(|error| error.to_string())?
-                    .forget();
+                gate.acquire().await.expect("it stays open").forget();
                 match bytes.as_slice() {
-                    b"bad" => Err("it is bad".to_owned()),
+                    b"bad" => Err(Unfit::Candidate("it is bad".to_owned())),
+                    b"short" => Err(Unfit::Host("no memory".to_owned())),
                     bytes => Ok(Arc::new(Bytes(loader::digest(bytes)))),
                 }
             })
@@ -1144,6 +1226,74 @@ mod tests {
         let (_, record) = bench.swapper.one("worker").expect("it is there");
         let known = record.find(&loader::digest(b"bad")).expect("remembered");
         assert_eq!((known.fate, known.is_kept), (Fate::Refused, false));
+    }
+
+    #[tokio::test]
+    async fn the_hosts_own_trouble_is_not_the_candidates() {
+        let bench = bench(None);
+        bench.permits.add_permits(1);
+        let answer = bench.swapper.swap("worker", candidate(b"short")).await;
+        let trouble = Err(SwapError::Unavailable("no memory".to_owned()));
+        assert_eq!(answer.expect("answered").map(|_| ()), trouble);
+        let (_, record) = bench.swapper.one("worker").expect("it is there");
+        assert!(record.versions.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_same_bytes_again_accept_a_canary_or_end_it_and_load_nothing() {
+        let bench = bench(Some(0.5));
+        bench.permits.add_permits(1);
+        let swap = async |bytes: &[u8], canary| {
+            let candidate = Candidate {
+                canary,
+                ..candidate(bytes)
+            };
+            let answer = bench.swapper.swap("worker", candidate).await;
+            answer.expect("answered").expect("fit").outcome
+        };
+        assert_eq!(swap(b"1", None).await, "canary");
+        assert_eq!(swap(b"1", Some(0.1)).await, "canary");
+        assert_eq!(swap(b"1", Some(0.0)).await, "promoted");
+        assert!(bench.runs(b"1"));
+        assert_eq!(swap(b"1", None).await, "unchanged");
+        bench.permits.add_permits(1);
+        assert_eq!(swap(b"2", None).await, "canary");
+        assert_eq!(swap(b"1", None).await, "rolled-back");
+        assert!(bench.runs(b"1") && bench.slot.state().canary.is_none());
+        assert_eq!(bench.loads.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_superseded_has_been_seen() {
+        let bench = bench(None);
+        let first = bench.swapper.swap("worker", candidate(b"1"));
+        bench.until_loading(1).await;
+        let file = Candidate {
+            origin: Origin::File,
+            ..candidate(b"file")
+        };
+        drop(bench.swapper.swap("worker", file));
+        let upload = bench.swapper.swap("worker", candidate(b"2"));
+        bench.permits.add_permits(2);
+        for answer in [first, upload] {
+            assert!(answer.await.expect("answered").is_ok());
+        }
+        let (_, record) = bench.swapper.one("worker").expect("it is there");
+        assert_eq!(record.seen_in_file, Some(loader::digest(b"file")));
+        assert_eq!(record.current, Some(loader::digest(b"2")));
+    }
+
+    #[tokio::test]
+    async fn who_waits_when_the_host_stops_is_answered() {
+        let bench = bench(None);
+        let running = bench.swapper.swap("worker", candidate(b"1"));
+        bench.until_loading(1).await;
+        let waiting = bench.swapper.swap("worker", candidate(b"2"));
+        bench.swapper.close();
+        assert!(waiting.await.is_err(), "let go of");
+        let late = bench.swapper.promote("worker", "test".to_owned());
+        assert_eq!(late.await.expect("answered"), Err(stopping()));
+        drop(running);
     }
 
     #[tokio::test]

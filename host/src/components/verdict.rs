@@ -26,9 +26,14 @@
 //!
 //! A failure counts when the other version did the same job; a job that fails
 //! on both is poison and counts for neither. On the current version's side that
-//! is known only after the job's next attempt: until then its failure speaks
-//! for the candidate where that avoids a false rollback, and not where it would
-//! hasten a promotion.
+//! is known only after the job's next attempt (which is made at once on the
+//! candidate where there would be none): until then its failure speaks for the
+//! candidate where that avoids a false rollback, and not where it would hasten
+//! a promotion.
+//!
+//! Successes come fast and failures can be slow, a run that hangs above all. So
+//! runs of the candidate that have been going for longer than its longest
+//! success count as failures when it is to be promoted, until they end.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -162,8 +167,9 @@ impl Tally {
         failed || (self.candidate_done + self.current_done).is_multiple_of(SUCCESSES_BETWEEN_LOOKS)
     }
 
-    /// What all of it says now.
-    pub fn judge(&self) -> Judgement {
+    /// What all of it says now. `overdue`: runs of the candidate that have been
+    /// going for longer than any that succeeded.
+    pub fn judge(&self, overdue: u64) -> Judgement {
         let worse = self.evidence_worse();
         if worse >= -FALSE_ROLLBACK_MAX.ln() {
             return Judgement::RollBack(format!(
@@ -180,10 +186,11 @@ impl Tally {
                 odds(slower)
             ));
         }
-        let (not_worse, not_slower) = (self.evidence_not_worse(), self.evidence_not_slower());
+        let (not_worse, not_slower) =
+            (self.evidence_not_worse(overdue), self.evidence_not_slower());
         if self.candidate_jobs() >= CANDIDATE_JOBS_MIN
             && not_worse >= -(FALSE_PROMOTION_MAX / 2.0).ln()
-            && not_slower >= -FALSE_PROMOTION_MAX.ln()
+            && (not_slower >= -FALSE_PROMOTION_MAX.ln() || self.current_is_broken())
         {
             return Judgement::Promote(format!(
                 "it is no worse: {self}; of {} runs compared, {} took over {SLOW_FACTOR} times as long",
@@ -202,20 +209,27 @@ impl Tally {
 
     /// Against "at least twice as often", and against "one job in a hundred on
     /// it alone": the stronger.
-    fn evidence_not_worse(&self) -> f64 {
+    fn evidence_not_worse(&self, overdue: u64) -> f64 {
+        let failed = self.candidate_failed + overdue;
         let by_ratio = evidence(
-            self.candidate_failed,
-            self.candidate_failed + self.current_failed,
+            failed,
+            failed + self.current_failed,
             self.side(FAILURE_RATIO_BAD),
             &[0.1, 0.5, 1.0].map(|ratio| self.side(ratio)),
         );
         let by_rate = evidence(
-            self.candidate_failed,
-            self.candidate_jobs(),
+            failed,
+            self.candidate_jobs() + overdue,
             EXCESS_MAX,
             &[0.0, 0.1, 0.25, 0.5].map(|part| part * EXCESS_MAX),
         );
         by_ratio.max(by_rate)
+    }
+
+    /// A current version that does less than one job in ten has hardly any
+    /// times to compare with: then failures alone decide.
+    fn current_is_broken(&self) -> bool {
+        self.current_done < self.current_failed / 10
     }
 
     fn evidence_not_slower(&self) -> f64 {
@@ -303,6 +317,8 @@ mod tests {
         poison: f64,
         /// The candidate's times are this much longer.
         slowdown: f64,
+        /// Jobs that come while a failing run of the candidate hangs.
+        hangs: usize,
     }
 
     const GOOD: Truth = Truth {
@@ -311,6 +327,7 @@ mod tests {
         candidate_fails: 0.01,
         poison: 0.01,
         slowdown: 1.0,
+        hangs: 0,
     };
 
     /// Jobs between a failure on the current version and the next attempt.
@@ -322,6 +339,8 @@ mod tests {
         let mut tally = Tally::new(truth.share);
         // When a failure on the current version is explained, and how.
         let mut retries: VecDeque<(usize, bool)> = VecDeque::new();
+        // When a run of the candidate that fails comes to its end.
+        let mut hanging: VecDeque<(usize, bool)> = VecDeque::new();
         for job in 0..JOBS_MAX {
             while let Some((due, is_poison)) = retries.front().copied()
                 && due <= job
@@ -329,21 +348,27 @@ mod tests {
                 retries.pop_front();
                 tally.current_failure_explained(is_poison);
             }
+            let mut failed = false;
+            while let Some((due, is_poison)) = hanging.front().copied()
+                && due <= job
+            {
+                hanging.pop_front();
+                failed = true;
+                match is_poison {
+                    true => tally.poisoned(),
+                    false => tally.candidate_failed(),
+                }
+            }
             let is_poison = random.random_bool(truth.poison);
             // Times of a mixed load: over two orders of magnitude.
             let took = 0.005 * (random.random::<f64>() * 5.0).exp();
-            let mut failed = false;
             if random.random_bool(truth.share) {
                 if is_poison {
                     tally.poisoned();
                 } else if random.random_bool(truth.candidate_fails) {
-                    // The current version does it at once; should that fail by
+                    // The current version does it then; should that fail by
                     // chance, the job is taken for poison.
-                    match random.random_bool(truth.current_fails) {
-                        true => tally.poisoned(),
-                        false => tally.candidate_failed(),
-                    }
-                    failed = true;
+                    hanging.push_back((job + truth.hangs, random.random_bool(truth.current_fails)));
                 } else {
                     tally.candidate_did(Duration::from_secs_f64(took * truth.slowdown));
                 }
@@ -358,7 +383,7 @@ mod tests {
                 tally.current_did(Duration::from_secs_f64(took));
             }
             if tally.is_look_due(failed) {
-                let judgement = tally.judge();
+                let judgement = tally.judge(hanging.len() as u64);
                 if judgement != Judgement::Undecided {
                     return (judgement, tally.candidate_jobs() + tally.poison);
                 }
@@ -491,6 +516,14 @@ mod tests {
                     ..GOOD
                 },
             ),
+            (
+                "5% hang for 5,000 jobs, none did",
+                Truth {
+                    current_fails: 0.0,
+                    hangs: 5_000,
+                    ..bad(0.05)
+                },
+            ),
             ("traps always", bad(1.0)),
         ];
         for (name, truth) in cases {
@@ -504,12 +537,24 @@ mod tests {
     fn a_candidate_that_traps_at_once_is_out_within_a_handful_of_jobs() {
         for (share, handful) in [(0.01, 3), (0.1, 4), (0.25, 6), (0.5, 10)] {
             let mut tally = Tally::new(share);
-            while tally.judge() == Judgement::Undecided {
+            while tally.judge(0) == Judgement::Undecided {
                 tally.candidate_failed();
             }
-            assert!(matches!(tally.judge(), Judgement::RollBack(_)));
+            assert!(matches!(tally.judge(0), Judgement::RollBack(_)));
             assert!(tally.candidate_failed <= handful, "{share}: {tally}");
         }
+    }
+
+    #[test]
+    fn a_current_version_that_does_nothing_is_replaced_without_times_to_compare() {
+        let mut tally = Tally::new(0.5);
+        while tally.judge(0) == Judgement::Undecided {
+            tally.candidate_did(Duration::from_millis(1));
+            tally.current_failed();
+            tally.current_failure_explained(false);
+        }
+        assert!(matches!(tally.judge(0), Judgement::Promote(_)), "{tally}");
+        assert!(tally.candidate_jobs() < 100, "{tally}");
     }
 
     #[test]
@@ -520,7 +565,7 @@ mod tests {
             tally.current_failed();
             tally.current_failure_explained(true);
         }
-        assert_eq!(tally.judge(), Judgement::Undecided);
+        assert_eq!(tally.judge(0), Judgement::Undecided);
         assert_eq!(tally.candidate_jobs(), 0);
     }
 
@@ -533,7 +578,7 @@ mod tests {
         for _ in 0..4 {
             tally.candidate_failed();
         }
-        let Judgement::RollBack(why) = tally.judge() else {
+        let Judgement::RollBack(why) = tally.judge(0) else {
             panic!("{tally}")
         };
         assert!(

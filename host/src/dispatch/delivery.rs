@@ -199,14 +199,30 @@ impl Dispatcher {
     async fn on(&self, chosen: Chosen<WorkerComponent>, job: Job) -> (Outcome, Ran) {
         let id = job.id.clone();
         match chosen {
-            Chosen::Current { current, canary } => {
-                let (outcome, ran) = self.run_on(&current, job).await;
-                if let Some(canary) = canary {
-                    match judge(&outcome) {
-                        Some(true) => canary.saw(&id, Went::CurrentDid(ran.took), false),
-                        Some(false) => canary.saw(&id, Went::CurrentFailed, false),
-                        None => {}
+            Chosen::Current {
+                current,
+                canary: None,
+            } => self.run_on(&current, job).await,
+            Chosen::Current {
+                current,
+                canary: Some(canary),
+            } => {
+                let is_last = job.attempt >= job.attempts_max;
+                let (outcome, ran) = self.run_on(&current, job.clone()).await;
+                match judge(&outcome) {
+                    Some(true) => canary.saw(&id, Went::CurrentDid(ran.took), false),
+                    Some(false) if is_last || matches!(outcome, Outcome::DeadLetter { .. }) => {
+                        // No next attempt would say what this failure was.
+                        let _under_way = canary.begin_run();
+                        let (second, again) = self.run_on(&canary.candidate, job).await;
+                        let did = judge(&second) == Some(true);
+                        canary.saw_last_failure(!did);
+                        if did {
+                            return (second, again);
+                        }
                     }
+                    Some(false) => canary.saw(&id, Went::CurrentFailed, false),
+                    None => {}
                 }
                 (outcome, ran)
             }
@@ -215,6 +231,7 @@ impl Dispatcher {
                 current,
                 explains,
             } => {
+                let under_way = canary.begin_run();
                 let (outcome, ran) = self.run_on(&canary.candidate, job.clone()).await;
                 match judge(&outcome) {
                     Some(true) => {
@@ -233,6 +250,7 @@ impl Dispatcher {
                     Some(false) => canary.saw(&id, Went::Poison, explains),
                     None => {}
                 }
+                drop(under_way);
                 (outcome, ran)
             }
         }

@@ -73,9 +73,9 @@ struct GuestMetricLabels {
     name: String,
 }
 
-/// Versions that have series of their own; those that were seen first go
-/// first, as each costs a series for every outcome.
-const VERSIONS_MAX: usize = 16;
+/// Versions that have series of their own, of all components together; those
+/// that were used longest ago go first, as each costs a series for every outcome.
+const VERSIONS_MAX: usize = 64;
 /// How much of a digest names a version: no two of one component are alike in it.
 const VERSION_CHARS: usize = 12;
 
@@ -334,13 +334,12 @@ impl Metrics {
             .versions
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(known) = all.iter_mut().find(|known| known.version == version) {
-            return remember(known);
-        }
-        let mut series = Series {
+        let place = all.iter().rposition(|known| known.version == version);
+        let known = place.and_then(|place| all.remove(place));
+        let mut series = known.unwrap_or_else(|| Series {
             version: version.to_owned(),
             ..Series::default()
-        };
+        });
         remember(&mut series);
         all.push_back(series);
         if all.len() > VERSIONS_MAX
