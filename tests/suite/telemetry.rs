@@ -352,6 +352,34 @@ async fn failures_show_with_their_words_and_every_attempt_is_in_the_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_guest_calls_is_in_the_trace_of_its_attempt() {
+    let (endpoint, address) = Endpoint::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let called = format!("http://{}", listener.local_addr().unwrap());
+    let (told, mut headers) = tokio::sync::mpsc::channel(4);
+    let router = axum::Router::new().fallback(move |request: Request| {
+        let told = told.clone();
+        async move {
+            let value = request.headers().get("traceparent").cloned();
+            told.send(value).await.unwrap();
+            StatusCode::OK
+        }
+    });
+    tokio::spawn(async { axum::serve(listener, router).await });
+    let text = manifest(&[("jobs", "wants-network", "")])
+        + &format!("allowed_outbound_hosts = [\"{called}\"]\n");
+    let rig = Rig::up_in(&text, exporting(&address));
+    post_traced(&rig, "calls", json!({ "url": called })).await;
+    let job = rig.completed("calls").await;
+    assert_eq!(job["result"]["status"], 200, "{job}");
+    let header = headers.recv().await.unwrap().expect("a traceparent");
+    let attempts = endpoint.until("Request", is_of("calls")).await;
+    let attempt = attempts[0]["data"]["baseData"]["id"].as_str().unwrap();
+    let expected = format!("00-{CLIENT_TRACE}-{attempt}-01");
+    assert_eq!(header.to_str().unwrap(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trace_goes_on_after_a_restart_and_with_another_host() {
     let (endpoint, address) = Endpoint::start().await;
     let rig = manifest(&[("jobs", "sleeps", "")]);

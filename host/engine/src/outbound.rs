@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 /// A checked list of allowed hosts. Clones share it.
@@ -130,8 +130,15 @@ impl Pattern {
     }
 }
 
-/// Lets a request through only to an allowed host.
-pub(crate) struct OutboundHooks(pub AllowedHosts);
+/// Lets a request through only to an allowed host, under the trace of the job
+/// that it is made for.
+pub(crate) struct OutboundHooks {
+    pub allowed: AllowedHosts,
+    pub traceparent: Option<HeaderValue>,
+}
+
+/// W3C trace context.
+const TRACEPARENT: &str = "traceparent";
 
 type IoResult = Box<dyn Future<Output = std::result::Result<(), Error>> + Send>;
 type Sent = Result<(http::Response<WasiBody>, IoResult)>;
@@ -139,11 +146,18 @@ type Sent = Result<(http::Response<WasiBody>, IoResult)>;
 impl WasiHttpHooks for OutboundHooks {
     fn send_request(
         &mut self,
-        request: http::Request<WasiBody>,
+        mut request: http::Request<WasiBody>,
         options: Option<RequestOptions>,
         _: IoResult,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let allowed = self.0.allows(request.uri());
+        let allowed = self.allowed.allows(request.uri());
+        if let Some(traceparent) = &self.traceparent {
+            // A guest that traces by itself knows better.
+            let headers = request.headers_mut();
+            headers
+                .entry(TRACEPARENT)
+                .or_insert_with(|| traceparent.clone());
+        }
         Box::new(async move {
             if !allowed {
                 return Err(Error::HttpRequestDenied);

@@ -74,12 +74,20 @@ impl GuestState {
             wasi: wasi.build(),
             table: ResourceTable::new(),
             http: WasiHttpCtx::new(),
-            hooks: OutboundHooks(grants.allowed_hosts.clone()),
+            hooks: OutboundHooks {
+                allowed: grants.allowed_hosts.clone(),
+                traceparent: None,
+            },
             variables: grants.variables.clone(),
             memory: MemoryLimit::new(memory_bytes_max),
             log,
             outbox,
         }
+    }
+
+    /// What the guest calls from now on belongs to this trace.
+    pub fn trace(&mut self, traceparent: Option<&str>) {
+        self.hooks.traceparent = traceparent.and_then(|text| text.parse().ok());
     }
 
     pub fn variables(&self) -> &WasiConfigVariables {

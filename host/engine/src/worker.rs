@@ -218,6 +218,7 @@ impl WorkerComponent {
     pub async fn run(&self, job: Job, limits: Limits) -> Attempt {
         let log = GuestLog::default();
         let mut store = self.store(limits.memory_bytes_max, log.clone());
+        store.data_mut().trace(job.traceparent.as_deref());
         let mut cpu = Duration::ZERO;
         let outcome = {
             let attempt = std::pin::pin!(self.attempt(&mut store, job));
