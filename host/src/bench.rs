@@ -1,7 +1,7 @@
 //! What this machine does with an application: `orchestrator bench`.
 //!
 //! Every figure comes from the real parts, in this process: the host as `up`
-//! assembles it, on its own two runtimes, with the load beside it on a third.
+//! assembles it (sending to Application Insights if the application does), on its own two runtimes, with the load beside it on a third.
 //! Figures of one machine mean little on another, so those that matter are
 //! ratios to a [`native`] counterpart, measured in turns with it.
 
@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::host::{Host, HostError, Options};
-use crate::telemetry::Telemetry;
 use crate::telemetry::events::Consequence;
+use crate::telemetry::{Telemetry, Traces, TracesConfig};
 use load::{Bodies, Witness};
 
 /// Requests in flight when accepting is measured: the prototype's number, and
@@ -343,12 +343,20 @@ impl Target {
             compiled_dir: plan.compiled_dir.clone(),
         };
         let told = witness.clone();
-        let telemetry = Telemetry::observed(move |ended| {
+        let (requests, jobs) = (runtime("requests")?, runtime("jobs")?);
+        let exporting = TracesConfig {
+            application_insights: plan.config.host.application_insights.clone(),
+            role: plan.config.name.clone(),
+            sampled: 1.0,
+            ..TracesConfig::default()
+        };
+        let traces = requests.block_on(async { Traces::start(&exporting) });
+        let traces = traces.map_err(|error| BenchError::Refused(error.to_string()))?;
+        let telemetry = Telemetry::observed(traces, move |ended| {
             if matches!(ended.consequence, Consequence::Completed { .. }) {
                 told.completed(ended.job);
             }
         });
-        let (requests, jobs) = (runtime("requests")?, runtime("jobs")?);
         let building = Host::build(plan.config.clone(), options, telemetry.clone());
         let host = requests.block_on(building)?;
         let (addr, ops) = host.addresses()?;
@@ -410,6 +418,7 @@ impl Drop for Target {
             // Connections that the load left open end with the runtime.
             let ended = async { tokio::time::timeout(STOP_MAX, serving).await };
             let _ = requests.block_on(ended);
+            requests.block_on(self.telemetry.close());
         }
         for runtime in self.runtimes.drain(..) {
             runtime.shutdown_timeout(STOP_MAX);

@@ -62,9 +62,13 @@ type Observer = Box<dyn Fn(&events::AttemptEnded<'_>) + Send + Sync>;
 
 impl Telemetry {
     /// Telemetry that also tells `observer` of every attempt's end.
-    pub fn observed(observer: impl Fn(&events::AttemptEnded<'_>) + Send + Sync + 'static) -> Self {
+    pub fn observed(
+        traces: Option<Traces>,
+        observer: impl Fn(&events::AttemptEnded<'_>) + Send + Sync + 'static,
+    ) -> Self {
         Self(Arc::new(Inner {
             observer: Some(Box::new(observer)),
+            traces,
             ..Inner::default()
         }))
     }
