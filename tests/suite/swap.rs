@@ -418,7 +418,7 @@ async fn a_host_killed_anywhere_in_a_swap_comes_back_with_a_version_that_works()
         let after = marks(&format!("k{round}"));
         let swap = put_until_cut(&rig, after.clone());
         let kill = async {
-            tokio::time::sleep(Duration::from_millis(round * round * 5)).await;
+            tokio::time::sleep(Duration::from_millis(round * round * 12)).await;
             rig.signal("KILL");
         };
         let (answered, ()) = tokio::join!(swap, kill);
