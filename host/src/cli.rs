@@ -170,7 +170,7 @@ struct ChaosArgs {
 struct ChaosRunArgs {
     #[command(flatten)]
     manifest: ManifestArgs,
-    /// Picks faults and kills; the same seed, the same run.
+    /// Picks faults, and the moments of kills.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Jobs to send.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::rig::{Rig, manifest};
+use crate::rig::{Rig, Way, manifest};
 
 const QUICK: &str = "max_attempts = 3\nlock_duration = \"5s\"\nretry = { initial = \"10ms\", factor = 1.0, jitter = false }";
 
@@ -135,7 +135,12 @@ async fn a_broker_that_is_away_on_purpose_refuses_and_loses_nothing() {
 
 #[test]
 fn an_application_is_judged_under_faults_and_kills_and_repeats_by_its_seed() {
-    let rig = Rig::up(&manifest(&[("jobs", "worker", QUICK)]));
+    // Protected by a token, as an operator may have it in the environment.
+    let way = Way {
+        environment: vec![("ORCHESTRATOR_OPS_TOKEN", "s3cret".to_owned())],
+        ..Way::quiet()
+    };
+    let rig = Rig::up_in(&manifest(&[("jobs", "worker", QUICK)]), way);
     for seed in ["1", "2"] {
         let ran = rig.command(&[
             "chaos", "run", "--seed", seed, "--jobs", "200", "--kills", "2", "--output", "json",

@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::client::{client, get, send, url};
+use super::client::{authorized, client, get, send, url};
 use super::{
     ChaosArgs, ChaosRunArgs, CliError, OpsArgs, Output, compiled_dir, environment, failed, print,
     print_json,
@@ -447,11 +447,8 @@ impl Running {
     }
 
     async fn job(&self, id: &str) -> Result<Option<Value>, CliError> {
-        let http = client()?;
-        let answer = http
-            .get(url(&self.ops, &format!("/v1/jobs/{id}")))
-            .send()
-            .await;
+        let request = client()?.get(url(&self.ops, &format!("/v1/jobs/{id}")));
+        let answer = authorized(request).send().await;
         let answer = answer.map_err(failed)?;
         match answer.status().as_u16() {
             200 => answer.json().await.map(Some).map_err(failed),

@@ -152,15 +152,19 @@ pub(super) fn url(ops: &OpsArgs, path: &str) -> String {
     format!("{}{path}", ops.ops.trim_end_matches('/'))
 }
 
+/// With the host's token, if there is one.
+pub(super) fn authorized(request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+    match environment("ORCHESTRATOR_OPS_TOKEN") {
+        Some(token) => request.bearer_auth(token),
+        None => request,
+    }
+}
+
 pub(super) async fn send(
     ops: &OpsArgs,
     request: reqwest::RequestBuilder,
 ) -> Result<Value, CliError> {
-    let request = match environment("ORCHESTRATOR_OPS_TOKEN") {
-        Some(token) => request.bearer_auth(token),
-        None => request,
-    };
-    let response = request.send().await.map_err(|error| {
+    let response = authorized(request).send().await.map_err(|error| {
         failed(format!("no host answers at {}: {error}; start one with `orchestrator up`, or name it with `--ops`", ops.ops))
     })?;
     let is_success = response.status().is_success();
