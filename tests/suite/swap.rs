@@ -505,23 +505,24 @@ async fn a_caller_that_vanishes_leaves_nothing_half_done() {
     caller.write_all(head.as_bytes()).unwrap();
     caller.write_all(&bytes[..bytes.len() / 2]).unwrap();
     drop(caller);
+    let url = format!("{}/v1/events", rig.ops_url());
+    let mut events = rig.client().get(url).send().await.unwrap();
     let mut caller = std::net::TcpStream::connect(address).unwrap();
     caller.write_all(head.as_bytes()).unwrap();
     caller.write_all(&bytes).unwrap();
+    // Gone once the swap has begun: it goes on to its end.
+    let mut told = String::new();
+    while !told.contains("\"step\":\"candidate\"") {
+        let chunk = tokio::time::timeout(PATIENCE, events.chunk()).await;
+        told += &String::from_utf8_lossy(&chunk.expect("an event").unwrap().unwrap());
+    }
     drop(caller);
-    // The whole one is either taken or was never seen; half a one never is.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let now = seen(&rig, WORKER).await;
-    assert_eq!(
-        result(&rig, "j", json!({ "ms": 0 })).await,
-        match now["digest"] == digest(&bytes) {
-            true => whole("B"),
-            false => whole("A"),
-        }
-    );
-    assert_eq!(now["canary"], Value::Null);
-    swapped(&rig, WORKER, "", marks("C")).await;
-    assert_eq!(result(&rig, "k", json!({ "ms": 0 })).await, whole("C"));
+    assert!(told.contains(&digest(&bytes)), "{told}");
+    let now = until_runs(&rig, &bytes).await;
+    assert_eq!(version(&now, &bytes)["outcome"], "promoted");
+    // The half of it that came before was never a version.
+    assert_eq!(now["versions"].as_array().unwrap().len(), 2, "{now}");
+    assert_eq!(result(&rig, "j", json!({ "ms": 0 })).await, whole("B"));
 }
 
 /// Sends jobs, so many at a time, until the canary is over; says how many.

@@ -670,7 +670,7 @@ impl Inner {
             let candidate = lock(&self.waiting).candidates.pop_first();
             if let Some((place, (candidate, reply))) = candidate {
                 let (digest, by) = (loader::digest(&candidate.bytes), candidate.by.clone());
-                let answer = self.bring_in(place, candidate).await;
+                let answer = self.bring_in(place, digest.clone(), candidate).await;
                 if let Err(error @ SwapError::Unavailable(_)) = &answer {
                     let why = format!("{by}: {error}");
                     let id = self.places[place].id();
@@ -697,10 +697,14 @@ impl Inner {
         Ok(())
     }
 
-    async fn bring_in(self: &Arc<Self>, number: usize, candidate: Candidate) -> Answer {
+    async fn bring_in(
+        self: &Arc<Self>,
+        number: usize,
+        digest: String,
+        candidate: Candidate,
+    ) -> Answer {
         let place = &self.places[number];
-        let id = place.id();
-        let (digest, size) = (loader::digest(&candidate.bytes), candidate.bytes.len());
+        let (id, size) = (place.id(), candidate.bytes.len());
         let mut record = self.record(id);
         let superseded = lock(&self.waiting).seen_in_file.remove(&number);
         match candidate.origin {

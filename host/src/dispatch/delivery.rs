@@ -163,9 +163,12 @@ impl Dispatcher {
         let (Chosen::Current { current, .. } | Chosen::Candidate { current, .. }) = &chosen;
         let current = current.clone();
         if let Some(latency) = faults.latency {
-            let kept = tokio::time::timeout(latency, self.keep(lock)).await;
-            if kept.is_ok() {
-                return (Ended::LockLost, Ran::nothing(current));
+            tokio::select! {
+                () = tokio::time::sleep(latency) => {}
+                () = self.keep(lock) => return (Ended::LockLost, Ran::nothing(current)),
+                () = self.0.stop.working.cancelled() => {
+                    return (Ended::Stopping, Ran::nothing(current));
+                }
             }
         }
         if faults.late_settle {
