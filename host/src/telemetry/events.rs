@@ -501,10 +501,11 @@ pub struct GuestMeasured<'a> {
 impl GuestMeasured<'_> {
     /// Counts it.
     pub fn emit(self, telemetry: &Telemetry) {
-        telemetry
-            .metrics()
-            .guest_metric(self.component, self.name, self.value);
-        if let Some(traces) = telemetry.traces() {
+        let metrics = telemetry.metrics();
+        // One bound on names, for what is scraped and what leaves the host.
+        if metrics.guest_metric(self.component, self.name, self.value)
+            && let Some(traces) = telemetry.traces()
+        {
             traces.guest_measured(self.component, self.name, self.value);
         }
     }

@@ -438,7 +438,8 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    pub(super) fn guest_metric(&self, component: &str, name: &str, value: f64) {
+    /// False if it was dropped: there are too many names.
+    pub(super) fn guest_metric(&self, component: &str, name: &str, value: f64) -> bool {
         let key = (component.to_owned(), name.to_owned());
         let mut names = self
             .guest_names
@@ -446,7 +447,8 @@ impl Metrics {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         if !names.contains(&key) && names.len() >= GUEST_METRIC_NAMES_MAX {
             drop(names);
-            return self.guest_metrics_dropped(1);
+            self.guest_metrics_dropped(1);
+            return false;
         }
         names.insert(key);
         drop(names);
@@ -456,6 +458,7 @@ impl Metrics {
         };
         self.guest_sum.get_or_create(&labels).inc_by(value);
         self.guest_count.get_or_create(&labels).inc();
+        true
     }
 
     pub(super) fn guest_metrics_dropped(&self, count: u64) {
@@ -548,7 +551,8 @@ mod tests {
     fn a_guest_cannot_make_series_without_end() {
         let metrics = Metrics::default();
         for n in 0..GUEST_METRIC_NAMES_MAX + 50 {
-            metrics.guest_metric("worker", &format!("name{n}"), 1.0);
+            let is_kept = metrics.guest_metric("worker", &format!("name{n}"), 1.0);
+            assert_eq!(is_kept, n < GUEST_METRIC_NAMES_MAX);
         }
         assert_eq!(metrics.guest_dropped.get(), 50);
         metrics.guest_metric("worker", "name0", 1.0);

@@ -42,9 +42,10 @@ const SPANS_PER_EXPORT_MAX: usize = 2_048;
 const SPANS_EVERY: Duration = Duration::from_secs(1);
 /// Events on one span: an attempt's log lines are bounded to about as many.
 const EVENTS_PER_SPAN_MAX: u32 = 300;
-/// How long the last telemetry may take when the host stops.
+/// How long the last spans may take to become items when the host stops, and
+/// how long those may take to be sent.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
-/// Names of metrics that guests give, all components together, as in `/metrics`.
+/// Name of what instruments: the same for spans, logs and metrics.
 const SCOPE: &str = "orchestrator";
 
 /// Where telemetry goes, and as whose.
