@@ -153,9 +153,12 @@ struct ChaosArgs {
     /// Share of attempts that settle too late, beside another delivery.
     #[arg(long, default_value_t = 0.0)]
     late_settle_rate: f64,
-    /// Share of sends, receives and settlements that fail.
+    /// Share of sends, receives, renewals and settlements that fail.
     #[arg(long, default_value_t = 0.0)]
     broker_down_rate: f64,
+    /// Share of them that are turned away, in bursts, as by a throttling broker.
+    #[arg(long, default_value_t = 0.0)]
+    broker_throttle_rate: f64,
     /// Share of them that take up to 200 ms longer.
     #[arg(long, default_value_t = 0.0)]
     broker_slow_rate: f64,

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use orchestrator_queue::{
-    Attempt, Delivery, Job, JobState, Lock, Message, Millis, QueueStats, Receipt, RenewError,
-    Selection, SendError, SettleError, Settlement, Unavailable, local,
+    Attempt, Delivery, Job, JobState, Lock, Message, Millis, Output, QueueStats, Receipt,
+    RenewError, Selection, SendError, SettleError, Settlement, Unavailable, local,
 };
 use orchestrator_servicebus::client;
 
-use crate::dispatch::chaos::{Chaos, Switch};
+use crate::dispatch::chaos::{Chaos, Operation, Switch};
 
 /// A handle to one queue. Clones are handles to the same one.
 #[derive(Clone)]
@@ -24,6 +24,16 @@ enum Engine {
     Embedded(local::Queue),
     /// Kept by Service Bus, or by a host that speaks its wire.
     ServiceBus(client::Queue),
+}
+
+/// The same lock once more: what is settled under either is settled under both.
+fn same(lock: &Lock) -> Lock {
+    Lock {
+        sequence: lock.sequence,
+        token: lock.token,
+        locked_until: lock.locked_until,
+        duration: lock.duration,
+    }
 }
 
 impl From<local::Queue> for Queue {
@@ -72,6 +82,15 @@ impl Queue {
         }
     }
 
+    /// The time that its locks and delays go by: it goes on evenly, whatever
+    /// is done to the machine's clock.
+    pub fn now(&self) -> Millis {
+        match &self.engine {
+            Engine::Embedded(queue) => queue.now(),
+            Engine::ServiceBus(queue) => queue.now(),
+        }
+    }
+
     /// Who keeps it, as telemetry names it: the namespace's host, or `embedded`.
     pub fn broker(&self) -> &str {
         match &self.engine {
@@ -91,7 +110,7 @@ impl Queue {
     /// Accepts several messages, each with its own fate, in order. Durable
     /// when accepted.
     pub async fn send_many(&self, messages: Vec<Message>) -> Vec<Result<Receipt, SendError>> {
-        if let Err(outage) = self.chaos.before("send").await {
+        if let Err(outage) = self.chaos.before(Operation::Send).await {
             let refused = |_| Err(SendError::Unavailable(outage.clone()));
             return messages.iter().map(refused).collect();
         }
@@ -103,7 +122,10 @@ impl Queue {
 
     /// Locks up to `max` messages, waiting until there is at least one. Cancel safe.
     pub async fn receive(&self, max: usize) -> Result<Vec<Delivery>, Unavailable> {
-        self.chaos.before("receive").await.map_err(Unavailable)?;
+        self.chaos
+            .before(Operation::Receive)
+            .await
+            .map_err(Unavailable)?;
         match &self.engine {
             Engine::Embedded(queue) => queue.receive(max).await,
             Engine::ServiceBus(queue) => queue.receive(max).await,
@@ -121,6 +143,8 @@ impl Queue {
 
     /// Prolongs a lock by its length from now; says until when.
     pub async fn renew(&self, lock: &Lock) -> Result<Millis, RenewError> {
+        let passed = self.chaos.before(Operation::Renew).await;
+        passed.map_err(RenewError::Unavailable)?;
         match &self.engine {
             Engine::Embedded(queue) => queue.renew(lock).await,
             Engine::ServiceBus(queue) => queue.renew(lock).await,
@@ -134,7 +158,7 @@ impl Queue {
         settlement: Settlement,
         attempt: Option<Attempt>,
     ) -> Result<(), SettleError> {
-        if let Err(reason) = self.chaos.before("settle").await {
+        if let Err(reason) = self.chaos.before(Operation::Settle).await {
             return Err(SettleError::Unavailable { reason, lock });
         }
         match &self.engine {
@@ -146,18 +170,24 @@ impl Queue {
     /// Loses a lock on purpose: the job is ready for others at once, and what
     /// is settled under the lock from now on is too late. For chaos only.
     pub async fn lose(&self, lock: &Lock) {
-        let same = Lock {
-            sequence: lock.sequence,
-            token: lock.token,
-            locked_until: lock.locked_until,
-            duration: lock.duration,
-        };
-        let abandon = Settlement::Abandon;
+        let (same, abandon) = (same(lock), Settlement::Abandon);
         // One that cannot be lost now is kept: a fault less.
         let _ = match &self.engine {
             Engine::Embedded(queue) => queue.settle(same, abandon, None).await,
             Engine::ServiceBus(queue) => queue.settle(same, abandon, None).await,
         };
+    }
+
+    /// Completes a delivery whose job has not run: a planted bug, never called otherwise.
+    pub(crate) async fn complete_unrun(&self, lock: &Lock) {
+        let output = Output::default();
+        let attempt = Attempt {
+            outcome: "completed".to_owned(),
+            ..Attempt::default()
+        };
+        let _ = self
+            .settle(same(lock), Settlement::Complete { output }, Some(attempt))
+            .await;
     }
 
     /// Makes dead letters ready again; says how many.

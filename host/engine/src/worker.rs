@@ -123,12 +123,29 @@ pub struct Attempt {
 
 /// A worker component, checked and ready to be started any number of times.
 pub struct WorkerComponent {
-    runtime: Runtime,
     digest: String,
+    times: LoadTimes,
+    body: Body,
+}
+
+/// What a worker is made of.
+enum Body {
+    Guest(Guest),
+    #[cfg(feature = "simulation")]
+    Native(NativeWorker),
+}
+
+/// A component and what its instances get.
+struct Guest {
+    runtime: Runtime,
     grants: Grants,
     export: Export,
-    times: LoadTimes,
 }
+
+/// A worker without WebAssembly: how it ends a job.
+#[cfg(feature = "simulation")]
+pub type NativeWorker =
+    Box<dyn Fn(Job) -> futures_util::future::BoxFuture<'static, Outcome> + Send + Sync>;
 
 enum Export {
     Async(worker::WorkerPre<GuestState>),
@@ -168,17 +185,28 @@ impl WorkerComponent {
             worker_sync::WorkerSyncPre::new(linked).map(Export::Sync)
         }
         .map_err(|error| LoadError::WrongType(one_line(&error)))?;
-        let mut this = Self {
+        let guest = Guest {
             runtime: runtime.clone(),
-            digest,
             grants,
             export,
-            times: LoadTimes::default(),
         };
-        this.trial(limits).await?;
+        guest.trial(limits).await?;
         let check = began.elapsed();
-        this.times = LoadTimes { compile, check };
-        Ok(Arc::new(this))
+        Ok(Arc::new(Self {
+            digest,
+            times: LoadTimes { compile, check },
+            body: Body::Guest(guest),
+        }))
+    }
+
+    /// A worker that is a function.
+    #[cfg(feature = "simulation")]
+    pub fn native(worker: NativeWorker) -> Arc<Self> {
+        Arc::new(Self {
+            digest: loader::digest(b"native"),
+            times: LoadTimes::default(),
+            body: Body::Native(worker),
+        })
     }
 
     /// How long loading it took.
@@ -191,6 +219,25 @@ impl WorkerComponent {
         &self.digest
     }
 
+    /// Makes one attempt. Dropping the future stops the guest at once.
+    pub async fn run(&self, job: Job, limits: Limits) -> Attempt {
+        match &self.body {
+            Body::Guest(guest) => guest.run(job, limits).await,
+            #[cfg(feature = "simulation")]
+            Body::Native(worker) => {
+                let ended = tokio::time::timeout(limits.deadline, worker(job)).await;
+                Attempt {
+                    outcome: ended.unwrap_or(Outcome::TimedOut),
+                    recording: Recording::default(),
+                    memory_bytes_peak: 0,
+                    cpu: Duration::ZERO,
+                }
+            }
+        }
+    }
+}
+
+impl Guest {
     /// Names are checked when linking, types only when starting.
     async fn trial(&self, limits: Limits) -> Result<(), LoadError> {
         let mut store = self.store(limits.memory_bytes_max, GuestLog::default());
@@ -214,8 +261,7 @@ impl WorkerComponent {
         }
     }
 
-    /// Makes one attempt. Dropping the future stops the guest at once.
-    pub async fn run(&self, job: Job, limits: Limits) -> Attempt {
+    async fn run(&self, job: Job, limits: Limits) -> Attempt {
         let log = GuestLog::default();
         let mut store = self.store(limits.memory_bytes_max, log.clone());
         store.data_mut().trace(job.traceparent.as_deref());

@@ -16,5 +16,6 @@
 
 mod contract;
 pub mod local;
+pub mod planted;
 
 pub use contract::*;

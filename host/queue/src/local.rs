@@ -28,8 +28,12 @@ mod disk;
 mod ledger;
 mod reader;
 mod records;
+#[cfg(feature = "simulation")]
+mod simulated;
 mod store;
 mod writer;
 
 pub use broker::{Broker, BrokerOptions, CreateError, Health, OpenError, Queue, Queues, Recovery};
 pub use clock::{Clock, ManualClock};
+#[cfg(feature = "simulation")]
+pub use simulated::{Crash, Fault, Operation, SimulatedDisk};

@@ -43,6 +43,7 @@ pub(super) async fn set(args: &ChaosArgs) -> Result<(), CliError> {
         lock_loss_rate: args.lock_loss_rate,
         late_settle_rate: args.late_settle_rate,
         broker_down_rate: args.broker_down_rate,
+        broker_throttle_rate: args.broker_throttle_rate,
         broker_slow_rate: args.broker_slow_rate,
         seed: args.seed,
         ..Chaos::default()

@@ -139,6 +139,7 @@ struct ChaosTable {
     lock_loss_rate: Option<Spanned<f64>>,
     late_settle_rate: Option<Spanned<f64>>,
     broker_down_rate: Option<Spanned<f64>>,
+    broker_throttle_rate: Option<Spanned<f64>>,
     broker_slow_rate: Option<Spanned<f64>>,
     broker_delay: Option<Spanned<String>>,
     #[serde(default)]
@@ -570,6 +571,7 @@ fn chaos(source: &Source<'_>, table: Option<&ChaosTable>) -> Result<Chaos, Confi
         lock_loss_rate: rate("lock_loss_rate", &table.lock_loss_rate)?,
         late_settle_rate: rate("late_settle_rate", &table.late_settle_rate)?,
         broker_down_rate: rate("broker_down_rate", &table.broker_down_rate)?,
+        broker_throttle_rate: rate("broker_throttle_rate", &table.broker_throttle_rate)?,
         broker_slow_rate: rate("broker_slow_rate", &table.broker_slow_rate)?,
         broker_delay_ms: delay("broker_delay", &table.broker_delay, usual.broker_delay_ms)?,
         seed: table.seed,

@@ -14,6 +14,7 @@
 //! | | late settle | someone else gets the job at once; this one runs on and settles too late |
 //! | broker | down | a send, receive or settlement fails as if the queue were away |
 //! | | slow | it takes longer |
+//! | | throttling | a burst of operations of one kind is turned away |
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -28,6 +29,11 @@ pub const SIMULATED_CRASH: &str = "Simulated Crash";
 pub const SIMULATED_TRAP: &str = "Simulated Trap";
 /// The error of an operation of the broker that chaos failed.
 pub const SIMULATED_OUTAGE: &str = "Simulated Outage";
+/// The error of an operation that chaos throttled.
+pub const SIMULATED_THROTTLING: &str = "Simulated Throttling";
+/// Operations of one kind that a throttling turns away, one after the other:
+/// brokers throttle for a while, not here and there.
+pub const THROTTLED_OPERATIONS: u64 = 16;
 /// Longest latency or delay that can be injected: half of the shortest usual lock.
 pub const DELAY_MAX: Duration = Duration::from_secs(10);
 
@@ -49,6 +55,9 @@ pub struct Chaos {
     pub late_settle_rate: f64,
     /// Share of the broker's operations that fail.
     pub broker_down_rate: f64,
+    /// Share of the broker's operations that are turned away, in bursts of
+    /// [`THROTTLED_OPERATIONS`].
+    pub broker_throttle_rate: f64,
     /// Share of the broker's operations that are slow.
     pub broker_slow_rate: f64,
     /// How slow at most, in milliseconds.
@@ -67,6 +76,7 @@ impl Default for Chaos {
             lock_loss_rate: 0.0,
             late_settle_rate: 0.0,
             broker_down_rate: 0.0,
+            broker_throttle_rate: 0.0,
             broker_slow_rate: 0.0,
             broker_delay_ms: 200,
             seed: 0,
@@ -94,6 +104,8 @@ pub struct Faults {
 pub enum BrokerFault {
     /// It fails.
     Down,
+    /// It is turned away: there are too many.
+    Throttled,
     /// It takes so much longer.
     Slow(Duration),
 }
@@ -128,11 +140,22 @@ impl Chaos {
         if self.hits(self.broker_down_rate, "down", operation, number) {
             return Some(BrokerFault::Down);
         }
+        let burst = number / THROTTLED_OPERATIONS;
+        if self.hits(self.broker_throttle_rate, "throttled", operation, burst) {
+            return Some(BrokerFault::Throttled);
+        }
         let is_slow = self.hits(self.broker_slow_rate, "slow", operation, number);
         is_slow.then(|| {
             let part = self.draw("how slow", operation, number);
             BrokerFault::Slow(Duration::from_millis(self.broker_delay_ms).mul_f64(part))
         })
+    }
+
+    /// True if the broker has faults at all.
+    pub fn troubles_the_broker(&self) -> bool {
+        self.broker_down_rate > 0.0
+            || self.broker_throttle_rate > 0.0
+            || self.broker_slow_rate > 0.0
     }
 
     fn hits(&self, rate: f64, fault: &str, whose: &str, number: u64) -> bool {
@@ -162,6 +185,7 @@ impl Chaos {
             ("lockLossRate", self.lock_loss_rate),
             ("lateSettleRate", self.late_settle_rate),
             ("brokerDownRate", self.broker_down_rate),
+            ("brokerThrottleRate", self.broker_throttle_rate),
             ("brokerSlowRate", self.broker_slow_rate),
         ];
         for (name, rate) in rates {
@@ -186,7 +210,35 @@ impl Chaos {
 pub struct Switch {
     configured: Chaos,
     live: ArcSwap<Option<(Chaos, SystemTime)>>,
-    operations: AtomicU64,
+    /// Operations of the broker so far, by kind.
+    operations: [AtomicU64; Operation::ALL.len()],
+}
+
+/// What a broker is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Accept messages.
+    Send,
+    /// Hand messages out.
+    Receive,
+    /// Prolong a lock.
+    Renew,
+    /// End a delivery.
+    Settle,
+}
+
+impl Operation {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Send, Self::Receive, Self::Renew, Self::Settle];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::Receive => "receive",
+            Self::Renew => "renew",
+            Self::Settle => "settle",
+        }
+    }
 }
 
 impl Switch {
@@ -195,7 +247,7 @@ impl Switch {
         Self {
             configured,
             live: ArcSwap::default(),
-            operations: AtomicU64::new(0),
+            operations: Default::default(),
         }
     }
 
@@ -224,15 +276,16 @@ impl Switch {
     }
 
     /// Stands before an operation of the broker: passes after a while, or fails.
-    pub async fn before(&self, operation: &str) -> Result<(), String> {
+    pub async fn before(&self, operation: Operation) -> Result<(), String> {
         let chaos = self.now();
-        if chaos.broker_down_rate <= 0.0 && chaos.broker_slow_rate <= 0.0 {
+        if !chaos.troubles_the_broker() {
             return Ok(());
         }
-        let number = self.operations.fetch_add(1, Ordering::Relaxed);
-        match chaos.broker(operation, number) {
+        let number = self.operations[operation as usize].fetch_add(1, Ordering::Relaxed);
+        match chaos.broker(operation.name(), number) {
             None => Ok(()),
             Some(BrokerFault::Down) => Err(SIMULATED_OUTAGE.to_owned()),
+            Some(BrokerFault::Throttled) => Err(SIMULATED_THROTTLING.to_owned()),
             Some(BrokerFault::Slow(delay)) => {
                 tokio::time::sleep(delay).await;
                 Ok(())
@@ -335,6 +388,21 @@ mod tests {
         assert_eq!(Chaos::default().faults("j", 1), Faults::default());
         let down = (0..5_000).filter(|n| all.broker("send", *n) == Some(BrokerFault::Down));
         assert!((850..1_150).contains(&down.count()));
+        let throttling = Chaos {
+            broker_throttle_rate: 0.2,
+            seed: 3,
+            ..Chaos::default()
+        };
+        let fate = |n: &u64| throttling.broker("send", *n) == Some(BrokerFault::Throttled);
+        let throttled: Vec<u64> = (0..50_000).filter(fate).collect();
+        assert!((8_500..11_500).contains(&throttled.len()));
+        let first = throttled[0];
+        assert_eq!(
+            first % THROTTLED_OPERATIONS,
+            0,
+            "a burst, from its beginning"
+        );
+        assert!((first..first + THROTTLED_OPERATIONS).all(|n| fate(&n)));
         assert_eq!(Chaos::default().broker("send", 1), None);
     }
 

@@ -8,6 +8,7 @@ use opentelemetry::trace::SpanKind;
 use orchestrator_engine::guest_log::{Level, Line, Recording};
 use orchestrator_engine::worker::{Attempt as Run, Job};
 use orchestrator_engine::{Outcome, WorkerComponent};
+use orchestrator_queue::planted::{self, Planted};
 use orchestrator_queue::{
     Attempt, Delivery, Lock, LogLine, Message, Millis, RenewError, SettleError, Settlement,
 };
@@ -17,7 +18,6 @@ use super::Dispatcher;
 use super::chaos::{Faults, SIMULATED_TRAP};
 use super::lock_keeper::{Step, after_failure, after_renewal};
 use super::policy::{Ended, Rules, Verdict, decide};
-use crate::clock::now_ms;
 use crate::components::{Canary, Chosen, Loaded, Went, short};
 use crate::telemetry::events::{
     AttemptEnded, CanaryFailed, Consequence, GuestMeasured, GuestMetricsDropped, GuestSaid,
@@ -53,13 +53,16 @@ impl Dispatcher {
             job: message.id.clone(),
             attempt: delivery_count,
             enqueued_at,
-            started_at: now_ms(),
+            started_at: self.0.queue.now(),
             started: Instant::now(),
         };
         // Read once: whatever is swapped in meanwhile, this delivery stays on
         // the version it began with.
         let chosen = self.0.worker.choose(&told.job);
         let faults = self.0.chaos.now().faults(&told.job, told.attempt);
+        if planted::is(Planted::SettleBeforeDone) {
+            self.0.queue.complete_unrun(&lock).await;
+        }
         let (ended, ran) = if faults.failure {
             // Faults that are injected say nothing about any version.
             let (Chosen::Current { current, .. } | Chosen::Candidate { current, .. }) = chosen;
@@ -86,12 +89,17 @@ impl Dispatcher {
             },
         );
         verdict.injected |= injected;
+        if let Some(Settlement::Retry { delay }) = &mut verdict.settlement
+            && planted::is(Planted::RetryAtOnce)
+        {
+            *delay = Duration::ZERO;
+        }
         self.tell_guest_output(&told, &ran.recording);
         let digest = &ran.version.version.digest;
         if let Some(span) = &mut span {
             describe(span, &verdict, &ran);
         }
-        let attempt = record(&told, &verdict, digest, ran.recording);
+        let attempt = record(&told, self.0.queue.now(), &verdict, digest, ran.recording);
         let took = told.started.elapsed();
         let settling = self.settling(span.as_ref(), &verdict);
         let consequence = self.settle(&told, lock, &verdict, attempt).await;
@@ -164,6 +172,7 @@ impl Dispatcher {
         let current = current.clone();
         if let Some(latency) = faults.latency {
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(latency) => {}
                 () = self.keep(lock) => return (Ended::LockLost, Ran::nothing(current)),
                 () = self.0.stop.working.cancelled() => {
@@ -280,7 +289,7 @@ impl Dispatcher {
     /// The attempt's span, if telemetry leaves the host.
     fn span(&self, message: &Message, attempt: u32, enqueued_at: Millis) -> Option<OpenSpan> {
         let traces = self.0.telemetry.traces()?;
-        let waited = now_ms().saturating_sub(enqueued_at);
+        let waited = self.0.queue.now().saturating_sub(enqueued_at);
         let attributes = vec![
             KeyValue::new("messaging.system", "servicebus"),
             KeyValue::new("messaging.destination.name", self.0.queue.name().to_owned()),
@@ -326,7 +335,7 @@ impl Dispatcher {
         consequence: Consequence,
     ) {
         let queue = self.0.queue.name();
-        let since = || Duration::from_millis(now_ms().saturating_sub(told.enqueued_at));
+        let since = || Duration::from_millis(self.0.queue.now().saturating_sub(told.enqueued_at));
         let traces = self.0.telemetry.traces();
         match consequence {
             Consequence::Completed { since_enqueued } => {
@@ -379,7 +388,7 @@ impl Dispatcher {
         .emit(&self.0.telemetry);
         let first_line = error.lines().next().unwrap_or_default();
         Line {
-            at_ms: now_ms(),
+            at_ms: self.0.queue.now(),
             level: Level::Warn,
             message: format!(
                 "the canary sha256:{} failed this job first ({}): {first_line}",
@@ -391,16 +400,19 @@ impl Dispatcher {
 
     /// Renews the lock until it is lost.
     async fn keep(&self, lock: &Lock) {
+        if planted::is(Planted::ForgetRenewal) {
+            std::future::pending::<()>().await;
+        }
         let mut locked_until = lock.locked_until;
-        let mut step = after_renewal(now_ms(), locked_until);
+        let mut step = after_renewal(self.0.queue.now(), locked_until);
         while let Step::RenewAfter(wait) = step {
             tokio::time::sleep(wait).await;
             step = match self.0.queue.renew(lock).await {
                 Ok(until) => {
                     locked_until = until;
-                    after_renewal(now_ms(), locked_until)
+                    after_renewal(self.0.queue.now(), locked_until)
                 }
-                Err(RenewError::Unavailable(_)) => after_failure(now_ms(), locked_until),
+                Err(RenewError::Unavailable(_)) => after_failure(self.0.queue.now(), locked_until),
                 Err(RenewError::LockLost) => Step::Lost,
             };
         }
@@ -427,7 +439,7 @@ impl Dispatcher {
                 .settle(lock, settlement.clone(), attempt.clone())
                 .await
             {
-                Ok(()) => return consequence(settlement, told),
+                Ok(()) => return consequence(settlement, told, self.0.queue.now()),
                 Err(SettleError::LockLost) => return Consequence::LockLost,
                 Err(SettleError::Unavailable { reason, .. }) if Instant::now() >= give_up_at => {
                     return self.not_settled(told, &reason);
@@ -554,10 +566,10 @@ fn describe(span: &mut OpenSpan, verdict: &Verdict, ran: &Ran) {
     }
 }
 
-fn consequence(settlement: &Settlement, told: &Told) -> Consequence {
+fn consequence(settlement: &Settlement, told: &Told, now: Millis) -> Consequence {
     match settlement {
         Settlement::Complete { .. } => Consequence::Completed {
-            since_enqueued: Duration::from_millis(now_ms().saturating_sub(told.enqueued_at)),
+            since_enqueued: Duration::from_millis(now.saturating_sub(told.enqueued_at)),
         },
         Settlement::Retry { delay } => Consequence::Retry { delay: *delay },
         Settlement::Abandon => Consequence::Retry {
@@ -569,11 +581,17 @@ fn consequence(settlement: &Settlement, told: &Told) -> Consequence {
 }
 
 /// What is kept of the attempt with the job.
-fn record(told: &Told, verdict: &Verdict, digest: &str, recording: Recording) -> Attempt {
+fn record(
+    told: &Told,
+    ended_at: Millis,
+    verdict: &Verdict,
+    digest: &str,
+    recording: Recording,
+) -> Attempt {
     Attempt {
         number: told.attempt,
         started_at: told.started_at,
-        ended_at: now_ms(),
+        ended_at,
         outcome: verdict.outcome.to_owned(),
         error: verdict.error.clone(),
         injected: verdict.injected,

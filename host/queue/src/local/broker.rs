@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::Clock;
 use super::commands::{Command, QueueIndex, Waiting, keys};
-use super::disk::{Disk, OpenFailure};
+use super::disk::{Disk, OpenFailure, Place};
 use super::ledger::{Ledger, LockKey};
 use super::reader::Reader;
 use super::records::{
@@ -115,6 +115,7 @@ pub struct Queues {
     open: Arc<RwLock<Vec<Queue>>>,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
+    clock: Clock,
 }
 
 /// An open store with its queues.
@@ -123,7 +124,16 @@ pub struct Broker {
     all: Queues,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
-    thread: JoinHandle<()>,
+    running: Running,
+}
+
+/// What the writer runs on.
+enum Running {
+    /// A thread of its own: its runtime must wait for disks.
+    Thread(JoinHandle<()>),
+    /// The caller's runtime, whose clock is the simulation's.
+    #[cfg(feature = "simulation")]
+    Task,
 }
 
 /// One queue. Clones are handles to the same one.
@@ -139,19 +149,47 @@ struct Handle {
     published: Arc<Mutex<Published>>,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
+    clock: Clock,
 }
 
 impl Broker {
     /// Opens or creates a store and starts its writer. Blocks while the store
     /// replays what it wrote last.
     pub fn open(options: BrokerOptions, clock: Clock) -> Result<(Self, Recovery), OpenError> {
+        std::fs::create_dir_all(&options.dir).map_err(|error| OpenError::Failed {
+            dir: options.dir.clone(),
+            reason: error.to_string(),
+        })?;
+        Self::open_at(Place::Dir(options.dir.clone()), options, clock)
+    }
+
+    /// The same on a simulated disk; the writer is a task of the runtime that
+    /// this is called on, and ends with it.
+    #[cfg(feature = "simulation")]
+    pub fn simulated(
+        disk: super::SimulatedDisk,
+        queues: Vec<QueueConfig>,
+        clock: Clock,
+    ) -> Result<(Self, Recovery), OpenError> {
+        let options = BrokerOptions {
+            dir: PathBuf::from("memory"),
+            queues,
+            free_disk_bytes_min: 0,
+        };
+        Self::open_at(Place::Simulated(disk), options, clock)
+    }
+
+    fn open_at(
+        place: Place,
+        options: BrokerOptions,
+        clock: Clock,
+    ) -> Result<(Self, Recovery), OpenError> {
         let began = Instant::now();
         let failed = |reason: String| OpenError::Failed {
             dir: options.dir.clone(),
             reason,
         };
-        std::fs::create_dir_all(&options.dir).map_err(|error| failed(error.to_string()))?;
-        let disk = Disk::open(&options.dir).map_err(|failure| match failure {
+        let disk = place.open().map_err(|failure| match failure {
             OpenFailure::Locked => OpenError::Locked(options.dir.clone()),
             OpenFailure::Other(reason) => failed(reason),
         })?;
@@ -165,11 +203,12 @@ impl Broker {
             waiting: ledgers.iter().map(Ledger::waiting).sum(),
             dead: ledgers.iter().map(|ledger| ledger.stats().dead).sum(),
         };
-        let broker = Self::start(options, clock, disk, ledgers)?;
+        let broker = Self::start(place, options, clock, disk, ledgers)?;
         Ok((broker, recovery))
     }
 
     fn start(
+        place: Place,
         options: BrokerOptions,
         clock: Clock,
         disk: Disk,
@@ -196,6 +235,7 @@ impl Broker {
                     published: published.clone(),
                     shared: shared.clone(),
                     commands: commands.clone(),
+                    clock: clock.clone(),
                 }))
             })
             .collect();
@@ -204,14 +244,10 @@ impl Broker {
             open: Arc::new(RwLock::new(open)),
             shared: shared.clone(),
             commands: commands.clone(),
-        };
-        let dir = options.dir.clone();
-        let failed = move |error: std::io::Error| OpenError::Failed {
-            dir,
-            reason: error.to_string(),
+            clock: clock.clone(),
         };
         let writer = Writer {
-            dir: options.dir,
+            place,
             free_disk_bytes_min: options.free_disk_bytes_min,
             disk: Some(disk),
             waiting: ledgers.iter().map(|_| Default::default()).collect(),
@@ -222,20 +258,16 @@ impl Broker {
             clock,
             free_disk: FreeDisk::default(),
         };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .map_err(failed.clone())?;
-        let thread = std::thread::Builder::new()
-            .name("queue-writer".to_owned())
-            .spawn(move || runtime.block_on(writer.run(receiver)))
-            .map_err(failed)?;
+        let running = run(writer, receiver).map_err(|error| OpenError::Failed {
+            dir: options.dir,
+            reason: error.to_string(),
+        })?;
         Ok(Self {
             queues,
             all,
             shared,
             commands,
-            thread,
+            running,
         })
     }
 
@@ -275,9 +307,14 @@ impl Broker {
             // An error means that the writer has ended already.
             let _ = closed.await;
         }
-        let thread = self.thread;
-        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
-        debug_assert!(matches!(joined, Ok(Ok(()))), "the writer panicked");
+        match self.running {
+            Running::Thread(thread) => {
+                let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+                debug_assert!(matches!(joined, Ok(Ok(()))), "the writer panicked");
+            }
+            #[cfg(feature = "simulation")]
+            Running::Task => {}
+        }
     }
 }
 
@@ -314,6 +351,7 @@ impl Queues {
             published: opened.published,
             shared: self.shared.clone(),
             commands: self.commands.clone(),
+            clock: self.clock.clone(),
         }));
         self.change(|open| open.push(queue.clone()));
         Ok(queue)
@@ -340,6 +378,7 @@ impl Queues {
             published: queue.0.published.clone(),
             shared: self.shared.clone(),
             commands: self.commands.clone(),
+            clock: self.clock.clone(),
         }));
         self.change(|open| {
             open.retain(|other| other.0.index != index);
@@ -382,6 +421,22 @@ impl Queues {
     ) -> Result<T, Unavailable> {
         ask(&self.commands, &self.shared, command).await
     }
+}
+
+/// Starts the writer on what its store asks for.
+fn run(writer: Writer, commands: mpsc::Receiver<Command>) -> std::io::Result<Running> {
+    #[cfg(feature = "simulation")]
+    if matches!(writer.place, Place::Simulated(_)) {
+        tokio::spawn(writer.run(commands));
+        return Ok(Running::Task);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
+    std::thread::Builder::new()
+        .name("queue-writer".to_owned())
+        .spawn(move || runtime.block_on(writer.run(commands)))
+        .map(Running::Thread)
 }
 
 async fn ask<T>(
@@ -503,6 +558,11 @@ impl Queue {
     /// Its settings.
     pub fn config(&self) -> &QueueConfig {
         &self.0.config
+    }
+
+    /// The time that its locks and delays go by.
+    pub fn now(&self) -> Millis {
+        self.0.clock.now()
     }
 
     /// Accepts a message; durable when this returns `Ok`.
@@ -672,24 +732,13 @@ impl Queue {
         read: impl FnOnce(&Reader<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Unavailable> {
         let handle = self.0.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            let Some(disk) = handle.shared.disk() else {
-                return Err(Unavailable(handle.shared.trouble()));
-            };
-            let view = disk.snapshot();
-            let (locked, oldest_from) = {
-                let published = published(&handle.published);
-                (published.locked.clone(), published.oldest_from)
-            };
-            let reader = Reader {
-                view: &view,
-                number: handle.number,
-                locked,
-                oldest_from,
-            };
-            read(&reader).map_err(|error| Unavailable(error.0))
-        });
-        done.await
+        let read = move || handle.read(read);
+        #[cfg(feature = "simulation")]
+        if matches!(self.0.shared.disk(), Some(Disk::Simulated(_))) {
+            return read();
+        }
+        tokio::task::spawn_blocking(read)
+            .await
             .unwrap_or_else(|error| Err(Unavailable(error.to_string())))
     }
 
@@ -702,6 +751,30 @@ impl Queue {
 
     fn unavailable(&self) -> Unavailable {
         Unavailable(self.0.shared.trouble())
+    }
+}
+
+impl Handle {
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, Unavailable> {
+        let Some(disk) = self.shared.disk() else {
+            return Err(Unavailable(self.shared.trouble()));
+        };
+        let view = disk.snapshot();
+        let (locked, oldest_from) = {
+            let published = published(&self.published);
+            (published.locked.clone(), published.oldest_from)
+        };
+        let reader = Reader {
+            view: &view,
+            number: self.number,
+            locked,
+            oldest_from,
+            now: self.clock.now(),
+        };
+        read(&reader).map_err(|error| Unavailable(error.0))
     }
 }
 

@@ -19,6 +19,12 @@ enum Source {
         start: Instant,
     },
     Manual(watch::Receiver<Millis>),
+    /// The runtime's, which a simulation pauses.
+    #[cfg(feature = "simulation")]
+    Runtime {
+        wall_at_start: Millis,
+        start: tokio::time::Instant,
+    },
 }
 
 /// Moves a manual clock.
@@ -43,6 +49,15 @@ impl Clock {
         (Self(Source::Manual(receiver)), ManualClock(sender))
     }
 
+    /// The clock of the runtime that this is called on, beginning at `start`.
+    #[cfg(feature = "simulation")]
+    pub fn of_runtime(start: Millis) -> Self {
+        Self(Source::Runtime {
+            wall_at_start: start,
+            start: tokio::time::Instant::now(),
+        })
+    }
+
     /// The time now.
     pub fn now(&self) -> Millis {
         match &self.0 {
@@ -51,6 +66,11 @@ impl Clock {
                 start,
             } => wall_at_start + millis(start.elapsed()),
             Source::Manual(time) => *time.borrow(),
+            #[cfg(feature = "simulation")]
+            Source::Runtime {
+                wall_at_start,
+                start,
+            } => wall_at_start + millis(start.elapsed()),
         }
     }
 
@@ -65,6 +85,10 @@ impl Clock {
                 if time.clone().wait_for(|now| *now >= at).await.is_err() {
                     std::future::pending().await
                 }
+            }
+            #[cfg(feature = "simulation")]
+            Source::Runtime { .. } => {
+                tokio::time::sleep(Duration::from_millis(at.saturating_sub(self.now()))).await;
             }
         }
     }

@@ -1,6 +1,7 @@
-//! The store on disk: fjall, a log-structured engine.
+//! The store on disk: fjall, a log-structured engine; or a simulated one.
 
-use std::path::Path;
+use std::fmt;
+use std::path::PathBuf;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 
@@ -17,9 +18,149 @@ const JOURNAL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Threads that sort and merge files: one, the cores are for jobs.
 const WORKER_THREADS: usize = 1;
 
+/// Where a store is.
+#[derive(Clone)]
+pub(crate) enum Place {
+    /// In this directory.
+    Dir(PathBuf),
+    /// In memory, with faults.
+    #[cfg(feature = "simulation")]
+    Simulated(super::simulated::SimulatedDisk),
+}
+
+impl Place {
+    pub fn open(&self) -> Result<Disk, OpenFailure> {
+        match self {
+            Self::Dir(dir) => Files::open(dir).map(Disk::Files),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(disk) => disk.open().map(Disk::Simulated),
+        }
+    }
+
+    /// Free space, in bytes, as far as that is known.
+    pub fn free_bytes(&self) -> u64 {
+        match self {
+            Self::Dir(dir) => rustix::fs::statvfs(dir)
+                .map(|stat| stat.f_bavail * stat.f_frsize)
+                .unwrap_or(u64::MAX),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(_) => u64::MAX,
+        }
+    }
+}
+
+#[cfg(feature = "simulation")]
+impl Place {
+    /// Waits as long as a slow disk would take.
+    pub async fn pause(&self) {
+        match self {
+            Self::Dir(_) => {}
+            Self::Simulated(disk) => disk.pause().await,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dir(dir) => dir.display().fmt(f),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(_) => f.write_str("memory"),
+        }
+    }
+}
+
 /// An open store. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Disk {
+pub(crate) enum Disk {
+    Files(Files),
+    #[cfg(feature = "simulation")]
+    Simulated(super::simulated::SimulatedDisk),
+}
+
+impl Disk {
+    /// Writes a batch whole or not at all. It then survives the process's
+    /// death; the machine's only after [`sync`](Self::sync).
+    pub fn commit(&self, writes: Writes) -> Result<(), StoreError> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        match self {
+            Self::Files(files) => files.commit(writes),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(disk) => disk.commit(writes),
+        }
+    }
+
+    /// Makes everything committed so far survive a power failure. Apart from
+    /// [`commit`](Self::commit), so that a full disk and a failed fsync, which
+    /// mean different things, can be told apart.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Files(files) => files.sync(),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(disk) => disk.sync(),
+        }
+    }
+
+    /// A view that later writes do not change.
+    pub fn snapshot(&self) -> DiskView<'_> {
+        match self {
+            Self::Files(files) => DiskView::Files(files.snapshot()),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(disk) => DiskView::Simulated(disk.snapshot()),
+        }
+    }
+}
+
+/// One moment of a store.
+pub(crate) enum DiskView<'a> {
+    Files(FilesView<'a>),
+    #[cfg(feature = "simulation")]
+    Simulated(super::simulated::Image),
+}
+
+impl Rows for DiskView<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self {
+            Self::Files(view) => view.get(table, key),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(image) => image.get(table, key),
+        }
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, StoreError> {
+        match self {
+            Self::Files(view) => view.scan(table, from, to, limit),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(image) => image.scan(table, from, to, limit),
+        }
+    }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Row>, StoreError> {
+        match self {
+            Self::Files(view) => view.scan_back(table, from, to, limit),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(image) => image.scan_back(table, from, to, limit),
+        }
+    }
+}
+
+/// A store of files. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Files {
     database: Database,
     tables: [Keyspace; Table::ALL.len()],
 }
@@ -33,8 +174,8 @@ pub(crate) enum OpenFailure {
     Other(String),
 }
 
-impl Disk {
-    pub fn open(dir: &Path) -> Result<Self, OpenFailure> {
+impl Files {
+    fn open(dir: &std::path::Path) -> Result<Self, OpenFailure> {
         let opened = Database::builder(dir)
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES_MAX)
@@ -57,12 +198,7 @@ impl Disk {
         Ok(Self { database, tables })
     }
 
-    /// Writes a batch whole or not at all. It then survives the process's
-    /// death; the machine's only after [`sync`](Self::sync).
-    pub fn commit(&self, writes: Writes) -> Result<(), StoreError> {
-        if writes.is_empty() {
-            return Ok(());
-        }
+    fn commit(&self, writes: Writes) -> Result<(), StoreError> {
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         for ((table, key), value) in writes {
             match value {
@@ -73,20 +209,16 @@ impl Disk {
         batch.commit().map_err(|error| StoreError(describe(&error)))
     }
 
-    /// Makes everything committed so far survive a power failure. Apart from
-    /// [`commit`](Self::commit), so that a full disk and a failed fsync, which
-    /// mean different things, can be told apart.
-    pub fn sync(&self) -> Result<(), StoreError> {
+    fn sync(&self) -> Result<(), StoreError> {
         self.database
             .persist(PersistMode::SyncData)
             .map_err(|error| StoreError(describe(&error)))
     }
 
-    /// A view that later writes do not change.
-    pub fn snapshot(&self) -> DiskView<'_> {
-        DiskView {
+    fn snapshot(&self) -> FilesView<'_> {
+        FilesView {
             snapshot: self.database.snapshot(),
-            disk: self,
+            files: self,
         }
     }
 
@@ -95,15 +227,15 @@ impl Disk {
     }
 }
 
-/// One moment of a store.
-pub(crate) struct DiskView<'a> {
+/// One moment of a store of files.
+pub(crate) struct FilesView<'a> {
     snapshot: Snapshot,
-    disk: &'a Disk,
+    files: &'a Files,
 }
 
-impl Rows for DiskView<'_> {
+impl Rows for FilesView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let value = self.snapshot.get(self.disk.keyspace(table), key);
+        let value = self.snapshot.get(self.files.keyspace(table), key);
         Ok(value
             .map_err(|error| StoreError(describe(&error)))?
             .map(|value| value.to_vec()))
@@ -120,7 +252,7 @@ impl Rows for DiskView<'_> {
             return Ok(Vec::new());
         }
         collect(
-            self.snapshot.range(self.disk.keyspace(table), from..to),
+            self.snapshot.range(self.files.keyspace(table), from..to),
             limit,
         )
     }
@@ -137,7 +269,7 @@ impl Rows for DiskView<'_> {
         }
         collect(
             self.snapshot
-                .range(self.disk.keyspace(table), from..to)
+                .range(self.files.keyspace(table), from..to)
                 .rev(),
             limit,
         )

@@ -35,6 +35,7 @@ use super::records::{
     position_key, position_of,
 };
 use super::store::{Rows, Staged, StoreError};
+use crate::planted::{self, Planted};
 use crate::{Millis, QueueConfig, QueueStats};
 pub(crate) use locks::LockKey;
 use locks::Locks;
@@ -225,6 +226,9 @@ impl Ledger {
     }
 
     fn lower_cursor(&mut self, position: Position) {
+        if planted::is(Planted::ForgetReady) {
+            return;
+        }
         self.cursor = self.cursor.min(position.before());
     }
 

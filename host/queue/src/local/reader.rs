@@ -19,6 +19,8 @@ pub(crate) struct Reader<'a> {
     pub number: QueueNumber,
     pub locked: HashSet<u64>,
     pub oldest_from: Position,
+    /// By the writer's clock; the writer itself may be behind by a batch.
+    pub now: Millis,
 }
 
 impl Reader<'_> {
@@ -169,7 +171,7 @@ impl Reader<'_> {
             Some(bytes) => DueRecord::decode(&bytes)?,
             None => return Ok(None),
         };
-        let is_held_back = position.at > message.enqueued_at && !self.is_due(position);
+        let is_held_back = position.at > message.enqueued_at && position.at > self.now;
         let state = if self.locked.contains(&position.sequence) {
             JobState::Running
         } else if due.retrying && is_held_back {
@@ -185,12 +187,6 @@ impl Reader<'_> {
             due_at: Some(position.at),
             ..job(message, position.sequence, due.deliveries, attempts)
         }))
-    }
-
-    /// By the wall clock: the writer's own may differ by the length of a batch.
-    fn is_due(&self, position: Position) -> bool {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        position.at <= super::clock::millis(since.unwrap_or_default())
     }
 
     fn dead_letter(&self, sequence: u64) -> Result<Option<Job>, StoreError> {

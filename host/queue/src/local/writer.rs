@@ -3,7 +3,6 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
@@ -14,10 +13,11 @@ use uuid::Uuid;
 use super::broker::{CreateError, Health, queue_number};
 use super::clock::Clock;
 use super::commands::{Answer, Command, Opened, QueueIndex, Waiting};
-use super::disk::Disk;
+use super::disk::{Disk, Place};
 use super::ledger::{Ledger, LockKey};
 use super::records::{Position, Table, counters_key, created_key, encode, queue_number_key};
 use super::store::{Rows, Staged, StoreError, Writes};
+use crate::planted::{self, Planted};
 use crate::{Millis, QueueConfig, QueueStats, SendError};
 
 /// Commands that one batch, and so one fsync, may cover. Large enough for a
@@ -92,7 +92,7 @@ impl Shared {
 }
 
 pub(crate) struct Writer {
-    pub dir: PathBuf,
+    pub place: Place,
     pub free_disk_bytes_min: u64,
     pub disk: Option<Disk>,
     pub ledgers: Vec<Ledger>,
@@ -137,6 +137,8 @@ impl Writer {
                     () = wait(&self.clock, wake) => {}
                 }
             }
+            #[cfg(feature = "simulation")]
+            self.place.pause().await;
             let closing = take_close(&mut batch);
             undelivered = self.batch(batch);
             if let Some(answer) = closing {
@@ -236,7 +238,7 @@ impl Writer {
     fn write(&self, disk: &Disk, batch: &Batch, writes: Writes) -> Result<Durable, StoreError> {
         let nothing_new = writes.is_empty();
         disk.commit(writes)?;
-        if !batch.needs_sync || nothing_new {
+        if !batch.needs_sync || nothing_new || planted::is(Planted::AnswerBeforeDurable) {
             return Ok(Durable::Yes);
         }
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
@@ -321,7 +323,7 @@ impl Writer {
                 let mut sent = Vec::with_capacity(messages.len());
                 let short = self
                     .free_disk
-                    .short(&self.dir, self.free_disk_bytes_min, now);
+                    .short(&self.place, self.free_disk_bytes_min, now);
                 for message in messages {
                     sent.push(match short {
                         Some(short) => Err(SendError::Unavailable(short.to_owned())),
@@ -477,7 +479,7 @@ impl Writer {
     fn poison(&mut self, error: &StoreError) {
         let reason = format!(
             "fsync of the store in {} failed: {error}; what it wrote since the last fsync cannot be trusted, so restart the host to read what is really on the disk",
-            self.dir.display()
+            self.place
         );
         self.shared.set_disk(None);
         self.disk = None;
@@ -486,10 +488,7 @@ impl Writer {
     }
 
     fn degrade(&mut self, error: &StoreError) {
-        let reason = format!(
-            "the store in {} cannot be written: {error}",
-            self.dir.display()
-        );
+        let reason = format!("the store in {} cannot be written: {error}", self.place);
         self.shared.set_disk(None);
         self.disk = None;
         self.waiting.iter_mut().for_each(VecDeque::clear);
@@ -498,7 +497,7 @@ impl Writer {
 
     /// Opens the store again and proves that it can be written.
     fn reopen(&mut self) {
-        let Ok(disk) = Disk::open(&self.dir) else {
+        let Ok(disk) = self.place.open() else {
             return;
         };
         let probe = Writes::from([((Table::Meta, b"probe".to_vec()), Some(Vec::new()))]);
@@ -545,19 +544,16 @@ enum Durable {
 impl FreeDisk {
     /// Why no message may come in, if the disk is nearly full. What is left is
     /// for settling what is already there.
-    fn short(&mut self, dir: &std::path::Path, bytes_min: u64, now: Millis) -> Option<&str> {
+    fn short(&mut self, place: &Place, bytes_min: u64, now: Millis) -> Option<&str> {
         let is_due = self
             .checked_at
             .is_none_or(|at| now.saturating_sub(at) >= FREE_DISK_CHECK_MS);
         if is_due {
             self.checked_at = Some(now);
-            let free = rustix::fs::statvfs(dir)
-                .map(|stat| stat.f_bavail * stat.f_frsize)
-                .unwrap_or(u64::MAX);
+            let free = place.free_bytes();
             self.short = (free < bytes_min).then(|| {
                 format!(
-                    "the disk of {} has {free} bytes free, fewer than the {bytes_min} kept in reserve (`free_disk_min`)",
-                    dir.display()
+                    "the disk of {place} has {free} bytes free, fewer than the {bytes_min} kept in reserve (`free_disk_min`)"
                 )
             });
         }

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
+use orchestrator_queue::local::Clock;
 use orchestrator_queue::{
     Attempt, DeadLetter, Delivery, Job, JobState, Lock, Message, Millis, Output, QueueStats,
     Receipt, RenewError, Selection, SendError, SettleError, Settlement, Unavailable,
@@ -57,6 +58,7 @@ struct Inner {
     held: Mutex<HashMap<Uuid, Held>>,
     is_parking_ready: OnceCell<()>,
     stats: tokio::sync::Mutex<Option<(Instant, QueueStats)>>,
+    clock: Clock,
 }
 
 /// A message in this host's hands.
@@ -88,6 +90,7 @@ impl Queue {
             held: Mutex::default(),
             is_parking_ready: OnceCell::new(),
             stats: tokio::sync::Mutex::default(),
+            clock: Clock::machine(),
         }))
     }
 
@@ -100,6 +103,11 @@ impl Queue {
     pub fn host(&self) -> &str {
         let origin = self.0.api.origin();
         origin.split_once("://").map_or(origin, |(_, host)| host)
+    }
+
+    /// The time that its locks go by, as this host counts it.
+    pub fn now(&self) -> Millis {
+        self.0.clock.now()
     }
 
     /// Name of the queue that its dead letters go to.
@@ -122,7 +130,7 @@ impl Queue {
         let (id, job_type) = (message.id.clone(), message.job_type.clone());
         let (traceparent, delay) = (message.traceparent.clone(), message.delay);
         self.0.sender.send_message(&self.0.name, message).await?;
-        let now = now_ms();
+        let now = self.now();
         let noted = self.note(&id, |record| {
             // A repeated id is accepted again, and its job goes on as it is.
             if record.state.is_none() {
@@ -207,7 +215,7 @@ impl Queue {
         let lock = Lock {
             sequence,
             token,
-            locked_until: now_ms() + millis(left.saturating_sub(LOCK_MARGIN)),
+            locked_until: self.now() + millis(left.saturating_sub(LOCK_MARGIN)),
             duration: lock_left,
         };
         if self.is_done(&lineage, sequence) {
@@ -262,7 +270,7 @@ impl Queue {
     /// Prolongs a lock by its length from now; says until when.
     pub async fn renew(&self, lock: &Lock) -> Result<Millis, RenewError> {
         // From before the request: the service counts from when it got it.
-        let before = now_ms();
+        let before = self.now();
         match self.0.api.renew(&self.0.name, lock).await {
             Ok(()) => {
                 let until = before + millis(lock.duration.saturating_sub(LOCK_MARGIN));
@@ -303,7 +311,7 @@ impl Queue {
                 let mut all = self.held();
                 // A renewal may have come between.
                 match all.get(&lock.token).map(|held| held.locked_until) {
-                    Some(until) if now_ms() < until => {
+                    Some(until) if self.now() < until => {
                         held.locked_until = until;
                         all.insert(lock.token, held);
                     }
@@ -330,7 +338,7 @@ impl Queue {
             held.lineage.history.push(attempt);
         }
         let attempts = held.lineage.history.clone();
-        let now = now_ms();
+        let now = self.now();
         let needs_copy = !matches!(
             settlement,
             Settlement::Complete { .. } | Settlement::Abandon
@@ -668,11 +676,6 @@ fn guest_properties(message: &WireMessage) -> Vec<(String, String)> {
         })
         .map(|(name, value)| (name.clone(), value.to_text()))
         .collect()
-}
-
-fn now_ms() -> Millis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, millis)
 }
 
 fn millis(duration: Duration) -> Millis {

@@ -75,6 +75,15 @@ impl Locks {
             .map(|(_, lease)| lease)
     }
 
+    /// The lock that holds a message now.
+    pub fn holder(&self, sequence: u64) -> Option<LockKey> {
+        let (token, _) = self.leases.get(&sequence)?;
+        Some(LockKey {
+            sequence,
+            token: *token,
+        })
+    }
+
     /// Ends the lock, if it holds.
     pub fn take(&mut self, key: LockKey) -> Option<Lease> {
         let lease = self.get(key)?.clone();

@@ -6,6 +6,7 @@ use crate::local::records::{
     DueRecord, IdRecord, MessageRecord, Place, Position, Table, encode, sequence_key,
 };
 use crate::local::store::{Rows, Staged, StoreError};
+use crate::planted::{self, Planted};
 use crate::{
     DELAY_MAX, ENVELOPE_BYTES_MAX, JOB_TYPE_BYTES_MAX, MESSAGE_ID_CHARS_MAX, Message, Millis,
     PAYLOAD_BYTES_MAX, PROPERTIES_BYTES_MAX, PROPERTIES_MAX, PROPERTY_NAME_BYTES_MAX,
@@ -73,6 +74,9 @@ impl Ledger {
     /// Inside the window every id is; past it, one whose job is not over yet:
     /// the id names the job.
     fn is_duplicate(&self, known: &IdRecord, now: Millis) -> bool {
+        if planted::is(Planted::ForgetDuplicates) {
+            return false;
+        }
         let window = millis(self.config.duplicate_window);
         window > 0 && (known.accepted_at.saturating_add(window) > now || known.place == Place::Due)
     }
