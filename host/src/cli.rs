@@ -176,15 +176,21 @@ struct ChaosRunArgs {
     /// Picks faults, and the moments of kills.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Jobs to send.
-    #[arg(long, default_value_t = 500, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
-    jobs: usize,
+    /// Jobs to send [default: 500, or as many as fit into `--duration`].
+    #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    jobs: Option<usize>,
+    /// How long to send jobs.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    duration: Option<std::time::Duration>,
     /// How often the host is killed and started again.
     #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=1_000))]
     kills: usize,
     /// Each job's payload, as JSON [default: one for the sample worker].
     #[arg(long)]
     payload: Option<String>,
+    /// What each completed job must answer, as JSON [default: not compared].
+    #[arg(long)]
+    expect: Option<String>,
     /// How long jobs may take to come to rest once nothing is injected any more.
     #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
     patience: std::time::Duration,

@@ -161,3 +161,97 @@ fn an_application_is_judged_under_faults_and_kills_and_repeats_by_its_seed() {
         assert_eq!(ran.said, "", "progress stays silent in a pipe");
     }
 }
+
+#[test]
+fn a_run_can_be_bounded_by_time() {
+    let rig = Rig::up(&manifest(&[("jobs", "worker", QUICK)]));
+    let ran = rig.command(&[
+        "chaos",
+        "run",
+        "--duration",
+        "3s",
+        "--kills",
+        "1",
+        "--output",
+        "json",
+    ]);
+    let verdict = ran.json();
+    assert_eq!(
+        (ran.code, &verdict["isSound"], &verdict["kills"]),
+        (0, &json!(true), &json!(1)),
+        "{ran:?}"
+    );
+    assert!(verdict["accepted"].as_u64() > Some(20), "{verdict}");
+}
+
+/// Short locks, so that jobs outlive them; backoffs long enough to be missed.
+const STRICT: &str = "max_attempts = 5\nlock_duration = \"1s\"\nretry = { initial = \"200ms\", factor = 1.0, jitter = false }";
+
+#[test]
+fn the_verdict_finds_each_bug_that_is_planted() {
+    // A power failure cannot be had here: the simulation finds what needs one.
+    let bugs = [
+        ("", "", ""),
+        (
+            "ForgetDuplicates",
+            "an id that is sent again runs nothing twice",
+            "",
+        ),
+        (
+            "AcceptStaleSettlement",
+            "what is settled under a lost lock changes nothing",
+            "",
+        ),
+        ("ForgetReady", "an accepted job ends", "3s"),
+        (
+            "SettleBeforeDone",
+            "a completed job has the result that was expected",
+            "",
+        ),
+        ("ForgetRenewal", "a job that runs keeps its lock", ""),
+        (
+            "RetryAtOnce",
+            "a failed attempt is repeated after its backoff",
+            "",
+        ),
+    ];
+    for (bug, promise, patience) in bugs {
+        let worker = if bug == "SettleBeforeDone" {
+            "echo"
+        } else {
+            "worker"
+        };
+        let mut arguments = vec![
+            "chaos", "run", "--seed", "3", "--jobs", "200", "--kills", "1", "--output", "json",
+        ];
+        if bug == "SettleBeforeDone" {
+            arguments.extend(["--payload", "{\"a\":1}", "--expect", "{\"a\":1}"]);
+        }
+        if !patience.is_empty() {
+            arguments.extend(["--patience", patience]);
+        }
+        let environment = match bug {
+            "" => Vec::new(),
+            bug => vec![("ORCHESTRATOR_PLANTED_BUG", bug.to_owned())],
+        };
+        let way = Way {
+            environment,
+            ..Way::quiet()
+        };
+        let rig = Rig::up_in(&manifest(&[("jobs", worker, STRICT)]), way);
+        let ran = rig.command(&arguments);
+        let verdict = ran.json();
+        let broken: Vec<&str> = verdict["violations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|violation| violation["promise"].as_str().unwrap())
+            .collect();
+        if bug.is_empty() {
+            assert_eq!((ran.code, broken.len()), (0, 0), "{verdict:#}");
+        } else {
+            assert_eq!(ran.code, 1, "{bug} is not found");
+            assert!(broken.contains(&promise), "{bug}: {broken:?}");
+        }
+    }
+}

@@ -12,7 +12,7 @@
 //! | | latency | the worker starts later, under its lock |
 //! | lock | loss | someone else gets the job in the middle; the attempt is cancelled |
 //! | | late settle | someone else gets the job at once; this one runs on and settles too late |
-//! | broker | down | a send, receive or settlement fails as if the queue were away |
+//! | broker | down | a send, receive, renewal or settlement fails as if the queue were away |
 //! | | slow | it takes longer |
 //! | | throttling | a burst of operations of one kind is turned away |
 
