@@ -16,7 +16,6 @@
 //! the application map to join two nodes.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::logs::{AnyValue, Severity as LogSeverity};
@@ -27,8 +26,8 @@ use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMe
 use opentelemetry_sdk::trace::SpanData;
 
 use crate::envelope::{
-    Data, Envelope, Exception, MESSAGE_BYTES_MAX, Metric, NAME_BYTES_MAX, PROPERTIES_MAX,
-    PROPERTY_BYTES_MAX, PROPERTY_NAME_BYTES_MAX, Place, Severity, cut,
+    Data, Envelope, Exception, MESSAGE_BYTES_MAX, Measurements, Metric, NAME_BYTES_MAX,
+    PROPERTIES_MAX, PROPERTY_BYTES_MAX, PROPERTY_NAME_BYTES_MAX, Place, Properties, Severity, cut,
 };
 
 /// Event on a span: a line of log, with [`LOG_MESSAGE`] and [`LOG_SEVERITY`].
@@ -79,13 +78,10 @@ pub fn span(common: &Common, span: &SpanData) -> Vec<String> {
         _ => 100.0,
     };
     let context = &span.span_context;
-    let (id, operation) = (
-        context.span_id().to_string(),
-        context.trace_id().to_string(),
-    );
+    let id = context.span_id();
     let name = cut(&span.name, NAME_BYTES_MAX);
-    let within = |parent: Option<String>| Place {
-        operation: Some(operation.clone()),
+    let within = |parent: Option<SpanId>| Place {
+        operation: Some(context.trace_id()),
         operation_name: is_request.then_some(name),
         parent,
         sample_rate: Some(sample_rate),
@@ -107,7 +103,7 @@ pub fn span(common: &Common, span: &SpanData) -> Vec<String> {
     let data = if is_request {
         Data::Request {
             ver: 2,
-            id: id.clone(),
+            id,
             name,
             duration: took,
             // What Functions says where there is no other code.
@@ -122,7 +118,7 @@ pub fn span(common: &Common, span: &SpanData) -> Vec<String> {
         let is_messaging = find("messaging.system").is_some();
         Data::Dependency {
             ver: 2,
-            id: id.clone(),
+            id,
             name,
             duration: took,
             result_code: status.map(Cow::into_owned),
@@ -138,11 +134,11 @@ pub fn span(common: &Common, span: &SpanData) -> Vec<String> {
         }
     };
     let parent = Some(span.parent_span_id).filter(|parent| *parent != SpanId::INVALID);
-    let parent = parent.map(|parent| parent.to_string());
-    let mut items = vec![Envelope::new(within(parent), span.start_time, data).to_json()];
+    let mut items = Vec::with_capacity(1 + span.events.events.len());
+    items.push(Envelope::new(within(parent), span.start_time, data).to_json());
     for event in &span.events.events {
         let data = event_data(event);
-        items.push(Envelope::new(within(Some(id.clone())), event.timestamp, data).to_json());
+        items.push(Envelope::new(within(Some(id)), event.timestamp, data).to_json());
     }
     items
 }
@@ -209,9 +205,6 @@ fn event_data(event: &Event) -> Data<'_> {
     }
 }
 
-type Properties<'a> = BTreeMap<Cow<'a, str>, Cow<'a, str>>;
-type Measurements<'a> = BTreeMap<Cow<'a, str>, f64>;
-
 /// Numbers are measurements, the rest are properties; those that have a place
 /// of their own are left out.
 fn attributes(attributes: &[KeyValue]) -> (Properties<'_>, Measurements<'_>) {
@@ -236,7 +229,7 @@ fn attributes(attributes: &[KeyValue]) -> (Properties<'_>, Measurements<'_>) {
     let measurements = others()
         .filter_map(|attribute| {
             let name = cut(attribute.key.as_str(), PROPERTY_NAME_BYTES_MAX);
-            Some((Cow::Borrowed(name), number(&attribute.value)?))
+            Some((name, number(&attribute.value)?))
         })
         .take(PROPERTIES_MAX);
     (
@@ -248,7 +241,7 @@ fn attributes(attributes: &[KeyValue]) -> (Properties<'_>, Measurements<'_>) {
 fn properties_of<'a>(attributes: impl Iterator<Item = &'a KeyValue>) -> Properties<'a> {
     let property = |attribute: &'a KeyValue| {
         let name = cut(attribute.key.as_str(), PROPERTY_NAME_BYTES_MAX);
-        (Cow::Borrowed(name), cut_value(attribute.value.as_str()))
+        (name, cut_value(attribute.value.as_str()))
     };
     attributes.map(property).take(PROPERTIES_MAX).collect()
 }
@@ -272,12 +265,12 @@ pub fn log(common: &Common, record: &SdkLogRecord, _scope: &InstrumentationScope
         .unwrap_or_else(SystemTime::now);
     let mut place = common.place();
     if let Some(context) = record.trace_context() {
-        place.operation = Some(context.trace_id.to_string());
-        place.parent = Some(context.span_id.to_string());
+        place.operation = Some(context.trace_id);
+        place.parent = Some(context.span_id);
     }
-    let (mut properties, mut measurements) = (Properties::new(), Measurements::new());
+    let (mut properties, mut measurements) = (Properties::default(), Measurements::default());
     for (name, value) in record.attributes_iter().take(PROPERTIES_MAX) {
-        let name = Cow::Borrowed(cut(name.as_str(), PROPERTY_NAME_BYTES_MAX));
+        let name = cut(name.as_str(), PROPERTY_NAME_BYTES_MAX);
         match value {
             AnyValue::Double(number) if number.is_finite() => {
                 measurements.insert(name, *number);

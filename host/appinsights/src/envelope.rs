@@ -4,9 +4,10 @@
 //! a character's end: an item that is too long is refused whole.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
+use opentelemetry::trace::{SpanId, TraceId};
 use serde::{Serialize, Serializer};
 
 /// Longest name of a request, dependency, event or metric, in bytes.
@@ -22,6 +23,9 @@ pub const ROLE_BYTES_MAX: usize = 256;
 /// Properties of one item.
 pub const PROPERTIES_MAX: usize = 100;
 
+/// Room made for an item, in bytes: most are smaller.
+const ITEM_BYTES_USUAL: usize = 1_024;
+
 /// A text within its limit.
 pub fn cut(text: &str, bytes_max: usize) -> &str {
     &text[..text.floor_char_boundary(bytes_max)]
@@ -31,25 +35,49 @@ pub fn cut(text: &str, bytes_max: usize) -> &str {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Envelope<'a> {
-    name: String,
+    name: &'static str,
     #[serde(serialize_with = "time")]
     time: SystemTime,
     i_key: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     sample_rate: Option<f64>,
-    tags: BTreeMap<&'static str, Cow<'a, str>>,
+    tags: Tags<'a>,
     data: Body<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tags<'a> {
+    #[serde(rename = "ai.cloud.role")]
+    role: &'a str,
+    #[serde(rename = "ai.cloud.roleInstance")]
+    instance: &'a str,
+    #[serde(rename = "ai.internal.sdkVersion")]
+    version: &'static str,
+    #[serde(
+        rename = "ai.operation.id",
+        serialize_with = "as_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    operation: Option<TraceId>,
+    #[serde(rename = "ai.operation.name", skip_serializing_if = "Option::is_none")]
+    operation_name: Option<&'a str>,
+    #[serde(
+        rename = "ai.operation.parentId",
+        serialize_with = "as_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    parent: Option<SpanId>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
-    base_type: String,
+    base_type: &'static str,
     base_data: Data<'a>,
 }
 
 /// Where an item belongs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Place<'a> {
     /// The resource's key.
     pub key: &'a str,
@@ -57,18 +85,61 @@ pub struct Place<'a> {
     pub role: &'a str,
     /// Which instance of the role.
     pub instance: &'a str,
-    /// Trace id, in hexadecimal.
-    pub operation: Option<String>,
+    /// Its trace.
+    pub operation: Option<TraceId>,
     /// Name of the operation.
     pub operation_name: Option<&'a str>,
-    /// Id of the enclosing span.
-    pub parent: Option<String>,
+    /// The enclosing span.
+    pub parent: Option<SpanId>,
     /// Percentage of items that this one stands for; none: it was not sampled.
     pub sample_rate: Option<f64>,
 }
 
-type Properties<'a> = BTreeMap<Cow<'a, str>, Cow<'a, str>>;
-type Measurements<'a> = BTreeMap<Cow<'a, str>, f64>;
+/// Texts by name.
+pub type Properties<'a> = Pairs<'a, Cow<'a, str>>;
+/// Numbers by name.
+pub type Measurements<'a> = Pairs<'a, f64>;
+
+/// Values by name; of those that have the same name, the last. A list: there
+/// are few of them, and every job makes several.
+#[derive(Debug, Default)]
+pub struct Pairs<'a, V>(Vec<(&'a str, V)>);
+
+impl<'a, V> Pairs<'a, V> {
+    /// Adds a value, or takes the place of one.
+    pub fn insert(&mut self, name: &'a str, value: V) {
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => *known = value,
+            None => self.0.push((name, value)),
+        }
+    }
+}
+
+impl<'a, V> FromIterator<(&'a str, V)> for Pairs<'a, V> {
+    fn from_iter<I: IntoIterator<Item = (&'a str, V)>>(pairs: I) -> Self {
+        let pairs = pairs.into_iter();
+        let mut all = Self(Vec::with_capacity(pairs.size_hint().1.unwrap_or(0)));
+        for (name, value) in pairs {
+            all.insert(name, value);
+        }
+        all
+    }
+}
+
+impl<'a, V> IntoIterator for Pairs<'a, V> {
+    type Item = (&'a str, V);
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<V: Serialize> Serialize for Pairs<'_, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
 
 /// What an item says.
 #[derive(Debug, Serialize)]
@@ -82,7 +153,8 @@ pub enum Data<'a> {
     #[serde(rename_all = "camelCase")]
     Request {
         ver: u8,
-        id: String,
+        #[serde(serialize_with = "as_id")]
+        id: SpanId,
         name: &'a str,
         #[serde(serialize_with = "as_duration")]
         duration: Duration,
@@ -99,7 +171,8 @@ pub enum Data<'a> {
     #[serde(rename_all = "camelCase")]
     Dependency {
         ver: u8,
-        id: String,
+        #[serde(serialize_with = "as_id")]
+        id: SpanId,
         name: &'a str,
         #[serde(serialize_with = "as_duration")]
         duration: Duration,
@@ -147,14 +220,23 @@ pub enum Data<'a> {
 }
 
 impl Data<'_> {
-    fn kind(&self) -> &'static str {
+    /// The item's name, and the type of its data.
+    fn names(&self) -> (&'static str, &'static str) {
+        macro_rules! names {
+            ($kind:literal) => {
+                (
+                    concat!("Microsoft.ApplicationInsights.", $kind),
+                    concat!($kind, "Data"),
+                )
+            };
+        }
         match self {
-            Self::Request { .. } => "Request",
-            Self::Dependency { .. } => "RemoteDependency",
-            Self::Exception { .. } => "Exception",
-            Self::Message { .. } => "Message",
-            Self::Event { .. } => "Event",
-            Self::Metric { .. } => "Metric",
+            Self::Request { .. } => names!("Request"),
+            Self::Dependency { .. } => names!("RemoteDependency"),
+            Self::Exception { .. } => names!("Exception"),
+            Self::Message { .. } => names!("Message"),
+            Self::Event { .. } => names!("Event"),
+            Self::Metric { .. } => names!("Metric"),
         }
     }
 }
@@ -217,33 +299,22 @@ impl Serialize for Severity {
 impl<'a> Envelope<'a> {
     /// An item of this place and time.
     pub fn new(place: Place<'a>, time: SystemTime, data: Data<'a>) -> Self {
-        let mut tags = BTreeMap::new();
-        tags.insert("ai.cloud.role", cut(place.role, ROLE_BYTES_MAX).into());
-        tags.insert(
-            "ai.cloud.roleInstance",
-            cut(place.instance, ROLE_BYTES_MAX).into(),
-        );
-        tags.insert(
-            "ai.internal.sdkVersion",
-            concat!("orchestrator:", env!("CARGO_PKG_VERSION")).into(),
-        );
-        if let Some(operation) = place.operation {
-            tags.insert("ai.operation.id", operation.into());
-        }
-        if let Some(name) = place.operation_name {
-            tags.insert("ai.operation.name", cut(name, NAME_BYTES_MAX).into());
-        }
-        if let Some(parent) = place.parent {
-            tags.insert("ai.operation.parentId", parent.into());
-        }
+        let (name, base_type) = data.names();
         Self {
-            name: format!("Microsoft.ApplicationInsights.{}", data.kind()),
+            name,
             time,
             i_key: place.key,
             sample_rate: place.sample_rate,
-            tags,
+            tags: Tags {
+                role: cut(place.role, ROLE_BYTES_MAX),
+                instance: cut(place.instance, ROLE_BYTES_MAX),
+                version: concat!("orchestrator:", env!("CARGO_PKG_VERSION")),
+                operation: place.operation,
+                operation_name: place.operation_name.map(|name| cut(name, NAME_BYTES_MAX)),
+                parent: place.parent,
+            },
             data: Body {
-                base_type: format!("{}Data", data.kind()),
+                base_type,
                 base_data: data,
             },
         }
@@ -251,9 +322,26 @@ impl<'a> Envelope<'a> {
 
     /// As it goes over the wire.
     pub fn to_json(&self) -> String {
+        let mut json = Vec::with_capacity(ITEM_BYTES_USUAL);
         // No map here has a key that is not text, and numbers are finite.
-        serde_json::to_string(self).unwrap_or_default()
+        match serde_json::to_writer(&mut json, self) {
+            // What the serializer writes is UTF-8.
+            Ok(()) => String::from_utf8(json).unwrap_or_default(),
+            Err(_) => String::new(),
+        }
     }
+}
+
+/// Any identifier, as it writes itself.
+fn as_text<S: Serializer>(id: &Option<impl Display>, serializer: S) -> Result<S::Ok, S::Error> {
+    match id {
+        Some(id) => serializer.collect_str(id),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn as_id<S: Serializer>(id: &SpanId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
 }
 
 fn time<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -292,22 +380,22 @@ mod tests {
             key: "key",
             role: "jobs",
             instance: "node-1",
-            operation: Some("0af7651916cd43dd8448eb211c80319c".to_owned()),
+            operation: TraceId::from_hex("0af7651916cd43dd8448eb211c80319c").ok(),
             operation_name: Some("ProcessJob"),
-            parent: Some("b7ad6b7169203331".to_owned()),
+            parent: SpanId::from_hex("b7ad6b7169203331").ok(),
             sample_rate: Some(100.0),
         };
         let data = Data::Request {
             ver: 2,
-            id: "d6afde92d3863f82".to_owned(),
+            id: SpanId::from_hex("d6afde92d3863f82").expect("hexadecimal"),
             name: "ProcessJob",
             duration: Duration::from_micros(93_784_000_027),
             response_code: "0".into(),
             success: true,
             source: Some("ns/jobs".to_owned()),
             url: None,
-            properties: [("MessageId".into(), "m".into())].into(),
-            measurements: [("timeSinceEnqueued".into(), 1.5)].into(),
+            properties: [("MessageId", "m".into())].into_iter().collect(),
+            measurements: [("timeSinceEnqueued", 1.5)].into_iter().collect(),
         };
         let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_005);
         let json: serde_json::Value =

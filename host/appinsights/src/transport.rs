@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -284,7 +285,8 @@ const SAMPLED_OUT: &str = "Telemetry sampled out.";
 
 impl Wire {
     async fn post(&mut self, batch: &[String]) -> Decided {
-        let body = format!("[{}]", batch.join(","));
+        // Shared by the tries of a redirect.
+        let body = Bytes::from(format!("[{}]", batch.join(",")));
         for _ in 0..=REDIRECTS_MAX {
             let request = self
                 .http
