@@ -219,6 +219,12 @@ impl Host {
                 )
             })
             .collect();
+        for dispatcher in &dispatchers {
+            telemetry.metrics().know_queue(dispatcher.queue().name());
+        }
+        for seen in swapper.all() {
+            telemetry.metrics().know_component(&seen.id);
+        }
         let application = Arc::new(Application {
             router: config.router.clone(),
             components: http.clone(),

@@ -36,7 +36,7 @@ use crate::components::{self, COMPONENT_BYTES_MAX, Candidate, SwapError, Swapper
 use crate::dispatch::Dispatcher;
 use crate::dispatch::chaos::Chaos;
 use crate::telemetry::events::ChaosSwitched;
-use crate::telemetry::{QueueGauges, Telemetry};
+use crate::telemetry::{ComponentGauges, Held, QueueGauges, Telemetry};
 
 /// Rows of one listing when the caller names no limit, and at most.
 const ROWS_DEFAULT: usize = 50;
@@ -209,33 +209,47 @@ async fn ready(State(ops): Ops) -> Result<&'static str, Refusal> {
 }
 
 async fn metrics(State(ops): Ops) -> Result<Response, Refusal> {
+    let mut queues = Vec::new();
     for dispatcher in &ops.dispatchers {
-        // Without the right to ask Service Bus, only what is in hand is known.
-        let stats = dispatcher.queue().stats().await.unwrap_or_default();
-        let age_ms = stats
-            .oldest_due_at
-            .map_or(0, |oldest| now_ms().saturating_sub(oldest));
+        let queue = dispatcher.queue();
+        let stats = queue.stats().await;
+        let age_ms = |oldest| now_ms().saturating_sub(oldest);
         let gauges = QueueGauges {
-            ready: stats.ready,
-            locked: stats.locked,
-            scheduled: stats.scheduled,
-            dead: stats.dead,
-            bytes: stats.bytes,
-            oldest_age: Duration::from_millis(age_ms),
+            held: stats.map(|stats| Held {
+                ready: stats.ready,
+                locked: stats.locked,
+                scheduled: stats.scheduled,
+                dead: stats.dead,
+                // Service Bus counts messages, not bytes.
+                bytes: queue.bytes_max().map(|_| stats.bytes),
+                oldest_age: Duration::from_millis(stats.oldest_due_at.map_or(0, age_ms)),
+            }),
+            bytes_max: queue.bytes_max(),
             in_flight: dispatcher.in_flight(),
+            concurrency: dispatcher.config().concurrency,
         };
-        ops.telemetry
-            .metrics()
-            .set_queue(dispatcher.queue().name(), gauges);
+        queues.push((queue.name(), gauges));
     }
-    if let Some(counts) = ops.telemetry.traces().and_then(|traces| traces.counts()) {
-        ops.telemetry.metrics().set_telemetry([
-            ("sent", counts.sent),
-            ("dropped-here", counts.dropped_here),
-            ("dropped-there", counts.dropped_there),
-        ]);
-    }
-    let text = ops.telemetry.metrics().encode();
+    let components = ops.swapper.all();
+    let counts = ops.telemetry.traces().and_then(|traces| traces.counts());
+    let is_ready = matches!(*ops.health.borrow(), Health::Ready);
+    let text = ops.telemetry.metrics().scrape(|metrics| {
+        for (queue, gauges) in queues {
+            metrics.set_queue(queue, gauges);
+        }
+        for seen in components {
+            metrics.set_component(&ComponentGauges {
+                component: seen.id,
+                current: seen.current.digest,
+                canary: seen.canary.map(|canary| canary.version.digest),
+                draining: seen.draining,
+            });
+        }
+        if let Some(counts) = counts {
+            metrics.set_telemetry(counts);
+        }
+        metrics.set_store_ready(is_ready);
+    });
     let text =
         text.map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";

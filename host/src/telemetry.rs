@@ -12,6 +12,7 @@ pub mod events;
 mod init;
 mod line_budget;
 mod metrics;
+mod process;
 pub mod traces;
 
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tokio::sync::broadcast;
 
 pub use init::{LogFormat, LogGuard, start_logging};
 pub use line_budget::LineBudget;
-pub use metrics::{Metrics, QueueGauges};
+pub use metrics::{ComponentGauges, Held, Metrics, QueueGauges};
 pub use traces::{Traces, TracesConfig, TracesError};
 
 /// Events that a follower may be behind before it misses some.

@@ -5,6 +5,7 @@
 mod bad_wire;
 mod chaos;
 mod commands;
+mod dashboards;
 #[cfg(target_os = "linux")]
 mod faulty_disk;
 mod guests;

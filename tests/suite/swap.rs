@@ -30,7 +30,7 @@ fn build(guest: &str, mark: &str) -> Vec<u8> {
     build
 }
 
-fn marks(mark: &str) -> Vec<u8> {
+pub fn marks(mark: &str) -> Vec<u8> {
     build("marks", mark)
 }
 
@@ -57,7 +57,7 @@ fn up(keys: &str) -> Rig {
     Rig::start_in(dir, Way::quiet(), &text)
 }
 
-async fn put(rig: &Rig, id: &str, query: &str, bytes: Vec<u8>) -> (u16, Value) {
+pub async fn put(rig: &Rig, id: &str, query: &str, bytes: Vec<u8>) -> (u16, Value) {
     let answer = rig
         .client()
         .put(format!("{}/v1/components/{id}{query}", rig.ops_url()))
@@ -68,7 +68,7 @@ async fn put(rig: &Rig, id: &str, query: &str, bytes: Vec<u8>) -> (u16, Value) {
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
-async fn swapped(rig: &Rig, id: &str, query: &str, bytes: Vec<u8>) -> Value {
+pub async fn swapped(rig: &Rig, id: &str, query: &str, bytes: Vec<u8>) -> Value {
     let (status, change) = put(rig, id, query, bytes).await;
     assert_eq!(status, 200, "{change}");
     change
@@ -158,7 +158,10 @@ async fn a_version_comes_by_upload_by_command_and_by_its_file() {
     assert_eq!(ran.json()["digest"], digest(&a));
     assert_eq!(result(&rig, "a2", json!({ "ms": 0 })).await, whole("A"));
     let (_, metrics) = rig.ops_text("/metrics").await;
-    let series = format!("outcome=\"completed\",version=\"{}\"}}", &digest(&b)[7..19]);
+    let series = format!(
+        "outcome=\"completed\",consequence=\"completed\",version=\"{}\"}}",
+        &digest(&b)[7..19]
+    );
     assert!(metrics.contains(&series), "{metrics}");
 }
 

@@ -26,14 +26,14 @@ type Scripted = (u16, Vec<(&'static str, String)>, String);
 
 /// An ingestion endpoint that keeps what it accepts and answers as it is told.
 #[derive(Clone, Default)]
-struct Endpoint {
-    items: Arc<Mutex<Vec<Value>>>,
+pub struct Endpoint {
+    pub items: Arc<Mutex<Vec<Value>>>,
     script: Arc<Mutex<VecDeque<Scripted>>>,
     otlp: Arc<Mutex<Vec<(String, Bytes)>>>,
 }
 
 impl Endpoint {
-    async fn start() -> (Self, String) {
+    pub async fn start() -> (Self, String) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let endpoint = Self::default();
@@ -176,7 +176,7 @@ fn check_schema(item: &Value) {
     }
 }
 
-fn exporting(address: &str) -> Way {
+pub fn exporting(address: &str) -> Way {
     Way {
         arguments: vec!["--quiet"],
         environment: vec![
@@ -507,6 +507,7 @@ async fn what_waits_is_bounded_dropped_and_counted() {
     let counts = transport.counts();
     assert_eq!(counts.sent + counts.dropped_there, 0);
     assert!(counts.dropped_here > 20_000, "{counts:?}");
+    assert_eq!(counts.dropped_here + counts.waiting, 40_001);
     let began = Instant::now();
     transport.close(Duration::from_secs(1)).await;
     assert!(

@@ -53,7 +53,7 @@ const DOMAINS: [&str; 5] = [
     "monitor.azure.com",
 ];
 
-/// What became of items since the start.
+/// What became of items since the start, and how many wait now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Accepted by the service.
@@ -64,6 +64,8 @@ pub struct Counts {
     pub dropped_there: u64,
     /// Requests that were repeated.
     pub retries: u64,
+    /// Not sent yet, those under way included.
+    pub waiting: u64,
 }
 
 /// Sends items. Clones share one queue.
@@ -77,6 +79,7 @@ struct Inner {
     /// True: everything is sent at once, and then sending ends.
     closing: watch::Sender<bool>,
     done: watch::Sender<bool>,
+    taken: AtomicU64,
     sent: AtomicU64,
     dropped_here: AtomicU64,
     dropped_there: AtomicU64,
@@ -97,6 +100,7 @@ impl Transport {
             arrived: Notify::new(),
             closing: watch::Sender::new(false),
             done: watch::Sender::new(false),
+            taken: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             dropped_here: AtomicU64::new(0),
             dropped_there: AtomicU64::new(0),
@@ -113,6 +117,7 @@ impl Transport {
             self.0.dropped_here.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        self.0.taken.fetch_add(1, Ordering::Relaxed);
         waiting.bytes += item.len();
         waiting.items.push_back(item);
         let is_first = waiting.items.len() == 1;
@@ -125,11 +130,15 @@ impl Transport {
 
     /// What became of items so far.
     pub fn counts(&self) -> Counts {
+        let sent = self.0.sent.load(Ordering::Relaxed);
+        let dropped_there = self.0.dropped_there.load(Ordering::Relaxed);
+        let taken = self.0.taken.load(Ordering::Relaxed);
         Counts {
-            sent: self.0.sent.load(Ordering::Relaxed),
+            sent,
             dropped_here: self.0.dropped_here.load(Ordering::Relaxed),
-            dropped_there: self.0.dropped_there.load(Ordering::Relaxed),
+            dropped_there,
             retries: self.0.retries.load(Ordering::Relaxed),
+            waiting: taken.saturating_sub(sent + dropped_there),
         }
     }
 

@@ -12,6 +12,7 @@ use orchestrator_queue::{Message, Receipt, SendError};
 
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;
+use crate::telemetry::events::{JobSent, SendAnswer};
 use crate::telemetry::traces::OpenSpan;
 
 type Answer = Result<OutboxReceipt, OutboxError>;
@@ -74,6 +75,11 @@ async fn send(queues: &Queues, messages: Vec<OutboxMessage>) -> Vec<Answer> {
             span.end();
         }
         for ((place, id), sent) in places.into_iter().zip(ids).zip(sent) {
+            JobSent {
+                queue: queue.name(),
+                answer: told(&sent),
+            }
+            .emit(&queues.telemetry);
             answers[place] = Some(answer(id, sent));
         }
     }
@@ -140,6 +146,16 @@ fn queued(message: OutboxMessage) -> Message {
         delay: Duration::from_millis(message.delay_ms),
         time_to_live: None,
         envelope: Bytes::new(),
+    }
+}
+
+fn told(sent: &Result<Receipt, SendError>) -> SendAnswer {
+    match sent {
+        Ok(receipt) if receipt.duplicate => SendAnswer::Duplicate,
+        Ok(_) => SendAnswer::Accepted,
+        Err(SendError::Invalid(_)) => SendAnswer::Invalid,
+        Err(SendError::Full { .. }) => SendAnswer::Full,
+        Err(SendError::Unavailable(_)) => SendAnswer::Unavailable,
     }
 }
 

@@ -54,6 +54,15 @@ pub enum ComponentStep {
 }
 
 impl ComponentStep {
+    /// All there are.
+    pub const ALL: [Self; 5] = [
+        Self::Candidate,
+        Self::Refused,
+        Self::CanaryBegan,
+        Self::Promoted,
+        Self::RolledBack,
+    ];
+
     /// Its name, in events and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -136,9 +145,7 @@ impl ComponentChanged<'_> {
                 tracing::info!(component, digest, why, "version {}", step.as_str());
             }
         }
-        telemetry
-            .metrics()
-            .component_changed(component, step.as_str());
+        telemetry.metrics().component_changed(component, step);
         if let Some(traces) = telemetry.traces() {
             let name = match step {
                 ComponentStep::Candidate => "ComponentCandidate",
@@ -337,6 +344,19 @@ pub enum Consequence {
     LockLost,
 }
 
+impl Consequence {
+    /// Its name, in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed { .. } => "completed",
+            Self::Retry { .. } => "retried",
+            Self::DeadLettered => "dead-lettered",
+            Self::GivenBack => "given-back",
+            Self::LockLost => "lock-lost",
+        }
+    }
+}
+
 impl AttemptEnded<'_> {
     /// Writes it down and counts it.
     pub fn emit(self, telemetry: &Telemetry) {
@@ -403,14 +423,18 @@ impl AttemptEnded<'_> {
 
     fn count(&self, telemetry: &Telemetry) {
         let metrics = telemetry.metrics();
-        metrics.attempt(self.queue, self.outcome, self.digest, self.took);
+        metrics.attempt(
+            self.queue,
+            self.outcome,
+            self.consequence,
+            self.digest,
+            self.took,
+        );
         if self.injected {
             metrics.fault_injected(self.queue);
         }
         match self.consequence {
-            Consequence::Completed { since_enqueued } => {
-                metrics.succeeded(self.queue, since_enqueued)
-            }
+            Consequence::Completed { .. } => {}
             Consequence::Retry { .. } => metrics.retried(self.queue),
             Consequence::DeadLettered => metrics.dead_lettered(self.queue),
             Consequence::GivenBack => metrics.given_back(self.queue),
@@ -561,5 +585,57 @@ impl RequestAnswered<'_> {
         telemetry
             .metrics()
             .request(self.component, self.digest, self.status, self.took);
+    }
+}
+
+/// What a queue answered to a job that a component sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendAnswer {
+    /// It is durable.
+    Accepted,
+    /// It was known already.
+    Duplicate,
+    /// No queue takes it as it is.
+    Invalid,
+    /// The queue is full.
+    Full,
+    /// It cannot be made durable now.
+    Unavailable,
+}
+
+impl SendAnswer {
+    /// All there are.
+    pub const ALL: [Self; 5] = [
+        Self::Accepted,
+        Self::Duplicate,
+        Self::Invalid,
+        Self::Full,
+        Self::Unavailable,
+    ];
+
+    /// Its name, in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Invalid => "invalid",
+            Self::Full => "full",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// A component sent a job.
+pub struct JobSent<'a> {
+    /// Name of the queue.
+    pub queue: &'a str,
+    /// What it answered.
+    pub answer: SendAnswer,
+}
+
+impl JobSent<'_> {
+    /// Counts it.
+    pub fn emit(self, telemetry: &Telemetry) {
+        telemetry.metrics().sent(self.queue, self.answer);
     }
 }

@@ -1,19 +1,27 @@
 //! The metrics that `/metrics` serves, in Prometheus' text format.
+//!
+//! What is counted by queue or component begins at zero when the host starts:
+//! a series whose first value is 1 hides that increase from a query. Series of
+//! versions come with their first job or request, and only so many are kept.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::fmt;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use orchestrator_appinsights::transport::Counts;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+
+use super::events::{ComponentStep, Consequence, SendAnswer};
+use super::process::Process;
 
 /// Names that guests may give to their own metrics, all components together.
 /// Each name is a time series that lives until the host stops.
@@ -35,7 +43,20 @@ struct QueueLabel {
 struct AttemptLabels {
     queue: String,
     outcome: &'static str,
+    consequence: &'static str,
     version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueueVersionLabels {
+    queue: String,
+    version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SendLabels {
+    queue: String,
+    answer: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -68,6 +89,19 @@ struct ComponentLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ComponentVersionLabels {
+    component: String,
+    version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RunningLabels {
+    component: String,
+    version: String,
+    role: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct GuestMetricLabels {
     component: String,
     name: String,
@@ -85,6 +119,8 @@ struct Series {
     version: String,
     attempts: HashSet<AttemptLabels>,
     requests: HashSet<RequestLabels>,
+    queues: HashSet<QueueVersionLabels>,
+    components: HashSet<ComponentVersionLabels>,
 }
 
 /// The name of a version in labels.
@@ -101,9 +137,22 @@ fn remember<L: Clone + Eq + std::hash::Hash>(known: &mut HashSet<L>, labels: &L)
 
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 
-/// What a queue holds at the moment of a scrape.
+/// A queue at the moment of a scrape.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QueueGauges {
+    /// What it holds; none if this host may not ask for it.
+    pub held: Option<Held>,
+    /// Bytes it may hold; none if that is not this host's to say.
+    pub bytes_max: Option<u64>,
+    /// Deliveries in this host's hands.
+    pub in_flight: u64,
+    /// How many those may be.
+    pub concurrency: usize,
+}
+
+/// What a queue holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
     /// Due and not locked.
     pub ready: u64,
     /// Locked.
@@ -112,21 +161,36 @@ pub struct QueueGauges {
     pub scheduled: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Bytes held.
-    pub bytes: u64,
+    /// Bytes held; none where messages are counted only.
+    pub bytes: Option<u64>,
     /// Age of the oldest job that is due.
     pub oldest_age: Duration,
-    /// Deliveries in this host's hands.
-    pub in_flight: u64,
+}
+
+/// A component at the moment of a scrape.
+#[derive(Clone, Debug)]
+pub struct ComponentGauges {
+    /// Its name.
+    pub component: String,
+    /// Digest of the version that runs.
+    pub current: String,
+    /// Digest of the candidate, if there is one.
+    pub canary: Option<String>,
+    /// Versions that were replaced and still have something to end.
+    pub draining: usize,
 }
 
 /// Every metric of this host.
 pub struct Metrics {
     registry: Registry,
+    process: Process,
+    /// Held while a scrape is answered.
+    scraping: Mutex<()>,
+    sends: Family<SendLabels, Counter>,
     job_success: Family<QueueLabel, Counter>,
     attempts: Family<AttemptLabels, Counter>,
-    attempt_seconds: Durations<QueueLabel>,
-    job_seconds: Durations<QueueLabel>,
+    attempt_seconds: Durations<QueueVersionLabels>,
+    job_seconds: Durations<QueueVersionLabels>,
     retries: Family<QueueLabel, Counter>,
     dead_letters: Family<QueueLabel, Counter>,
     locks_lost: Family<QueueLabel, Counter>,
@@ -135,11 +199,18 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     component_changes: Family<ComponentStepLabels, Counter>,
     versions: Mutex<VecDeque<Series>>,
+    running: Family<RunningLabels, Gauge>,
+    draining: Family<ComponentLabel, Gauge>,
+    store_ready: Gauge,
     telemetry_items: Family<FateLabel, Counter>,
-    request_seconds: Durations<ComponentLabel>,
+    telemetry_retries: Counter,
+    telemetry_waiting: Gauge,
+    request_seconds: Durations<ComponentVersionLabels>,
     messages: Family<StateLabels, Gauge>,
     in_flight: Family<QueueLabel, Gauge>,
+    concurrency: Family<QueueLabel, Gauge>,
     bytes: Family<QueueLabel, Gauge>,
+    bytes_max: Family<QueueLabel, Gauge>,
     oldest_age_seconds: Family<QueueLabel, Gauge<f64, AtomicU64>>,
     guest_sum: Family<GuestMetricLabels, Gauge<f64, AtomicU64>>,
     guest_count: Family<GuestMetricLabels, Counter>,
@@ -155,6 +226,9 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("orchestrator"),
+            process: Process::default(),
+            scraping: Mutex::default(),
+            sends: Family::default(),
             job_success: Family::default(),
             attempts: Family::default(),
             attempt_seconds: Family::new_with_constructor(durations),
@@ -167,11 +241,18 @@ impl Default for Metrics {
             requests: Family::default(),
             component_changes: Family::default(),
             versions: Mutex::default(),
+            running: Family::default(),
+            draining: Family::default(),
+            store_ready: Gauge::default(),
             telemetry_items: Family::default(),
+            telemetry_retries: Counter::default(),
+            telemetry_waiting: Gauge::default(),
             request_seconds: Family::new_with_constructor(durations),
             messages: Family::default(),
             in_flight: Family::default(),
+            concurrency: Family::default(),
             bytes: Family::default(),
+            bytes_max: Family::default(),
             oldest_age_seconds: Family::default(),
             guest_sum: Family::default(),
             guest_count: Family::default(),
@@ -192,23 +273,28 @@ impl Metrics {
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
         r.register(
+            "sends",
+            "Jobs that components of this host sent, by what the queue answered",
+            self.sends.clone(),
+        );
+        r.register(
             "job_success",
             "JobSuccess: jobs completed",
             self.job_success.clone(),
         );
         r.register(
             "attempts",
-            "Attempts ended, by outcome and version of the worker",
+            "Attempts ended, by outcome, what followed from it and version of the worker",
             self.attempts.clone(),
         );
         r.register(
             "attempt_duration_seconds",
-            "Time one attempt took",
+            "Time one attempt took, by version of the worker",
             self.attempt_seconds.clone(),
         );
         r.register(
             "job_duration_seconds",
-            "Time from acceptance to completion",
+            "Time from acceptance to completion, by the version that completed the job",
             self.job_seconds.clone(),
         );
         r.register(
@@ -218,7 +304,7 @@ impl Metrics {
         );
         r.register(
             "dead_letters",
-            "Jobs moved to the dead letters",
+            "Jobs that an attempt moved to the dead letters",
             self.dead_letters.clone(),
         );
         r.register(
@@ -233,7 +319,7 @@ impl Metrics {
         );
         r.register(
             "faults_injected",
-            "Faults injected by chaos",
+            "Attempts that chaos ended or spoiled",
             self.faults_injected.clone(),
         );
         r.register(
@@ -247,13 +333,38 @@ impl Metrics {
             self.telemetry_items.clone(),
         );
         r.register(
+            "telemetry_retries",
+            "Requests to Application Insights that were repeated",
+            self.telemetry_retries.clone(),
+        );
+        r.register(
+            "telemetry_waiting_items",
+            "Items for Application Insights that wait to be sent",
+            self.telemetry_waiting.clone(),
+        );
+        r.register(
+            "store_ready",
+            "1 while jobs can be made durable, 0 while they are refused",
+            self.store_ready.clone(),
+        );
+        r.register(
+            "component_running",
+            "1 for each version that gets work: current or canary",
+            self.running.clone(),
+        );
+        r.register(
+            "component_draining_versions",
+            "Versions that were replaced and still have a job or request to end",
+            self.draining.clone(),
+        );
+        r.register(
             "component_changes",
             "What happened to versions of components",
             self.component_changes.clone(),
         );
         r.register(
             "http_request_duration_seconds",
-            "Time to answer a request",
+            "Time to answer a request, by component and its version",
             self.request_seconds.clone(),
         );
         r.register(
@@ -267,9 +378,19 @@ impl Metrics {
             self.in_flight.clone(),
         );
         r.register(
+            "queue_concurrency",
+            "Deliveries this host works on at most",
+            self.concurrency.clone(),
+        );
+        r.register(
             "queue_bytes",
             "Bytes a queue holds, dead letters included",
             self.bytes.clone(),
+        );
+        r.register(
+            "queue_max_bytes",
+            "Bytes a queue may hold; then jobs are refused",
+            self.bytes_max.clone(),
         );
         r.register(
             "queue_oldest_age_seconds",
@@ -293,47 +414,115 @@ impl Metrics {
         );
     }
 
-    /// The text that `/metrics` answers.
-    pub fn encode(&self) -> Result<String, fmt::Error> {
+    /// Begins the series of a queue.
+    pub fn know_queue(&self, queue: &str) {
+        let label = label(queue);
+        for family in [
+            &self.job_success,
+            &self.retries,
+            &self.dead_letters,
+            &self.locks_lost,
+            &self.given_back,
+            &self.faults_injected,
+        ] {
+            family.get_or_create(&label).inc_by(0);
+        }
+        for answer in SendAnswer::ALL {
+            let labels = send_labels(queue, answer);
+            self.sends.get_or_create(&labels).inc_by(0);
+        }
+    }
+
+    /// Begins the series of a component.
+    pub fn know_component(&self, component: &str) {
+        for step in ComponentStep::ALL {
+            let labels = ComponentStepLabels {
+                component: component.to_owned(),
+                step: step.as_str(),
+            };
+            self.component_changes.get_or_create(&labels).inc_by(0);
+        }
+    }
+
+    /// The text that `/metrics` answers, once `set` has said what is known at
+    /// this moment only. One at a time: what no longer runs is forgotten
+    /// before what runs is set.
+    pub fn scrape(&self, set: impl FnOnce(&Self)) -> Result<String, fmt::Error> {
+        let _one = locked(&self.scraping);
+        self.running.clear();
+        set(self);
+        self.process.refresh();
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, self.process.registry())?;
+        encode_eof(&mut text)?;
         Ok(text)
     }
 
-    /// Sets the gauges of one queue, just before a scrape is answered.
+    /// Sets the gauges of one queue.
     pub fn set_queue(&self, queue: &str, gauges: QueueGauges) {
+        let QueueGauges {
+            held,
+            bytes_max,
+            in_flight,
+            concurrency,
+        } = gauges;
+        let label = label(queue);
         for (state, count) in [
-            ("ready", gauges.ready),
-            ("locked", gauges.locked),
-            ("scheduled", gauges.scheduled),
-            ("dead", gauges.dead),
+            ("ready", held.map(|held| held.ready)),
+            ("locked", held.map(|held| held.locked)),
+            ("scheduled", held.map(|held| held.scheduled)),
+            ("dead", held.map(|held| held.dead)),
         ] {
             let labels = StateLabels {
                 queue: queue.to_owned(),
                 state,
             };
-            self.messages
-                .get_or_create(&labels)
-                .set(count.cast_signed());
+            set(&self.messages, &labels, count);
         }
-        let label = label(queue);
-        self.in_flight
-            .get_or_create(&label)
-            .set(gauges.in_flight.cast_signed());
-        self.bytes
-            .get_or_create(&label)
-            .set(gauges.bytes.cast_signed());
-        self.oldest_age_seconds
-            .get_or_create(&label)
-            .set(gauges.oldest_age.as_secs_f64());
+        set(&self.bytes, &label, held.and_then(|held| held.bytes));
+        set(&self.bytes_max, &label, bytes_max);
+        set(&self.in_flight, &label, Some(in_flight));
+        set(&self.concurrency, &label, Some(concurrency as u64));
+        match held {
+            Some(held) => {
+                let age = self.oldest_age_seconds.get_or_create(&label);
+                age.set(held.oldest_age.as_secs_f64());
+            }
+            None => {
+                self.oldest_age_seconds.remove(&label);
+            }
+        }
+    }
+
+    /// Sets which versions of a component run.
+    pub fn set_component(&self, gauges: &ComponentGauges) {
+        let running = |digest: &str, role| {
+            let labels = RunningLabels {
+                component: gauges.component.clone(),
+                version: version(digest),
+                role,
+            };
+            self.running.get_or_create(&labels).set(1);
+        };
+        running(&gauges.current, "current");
+        if let Some(canary) = &gauges.canary {
+            running(canary, "canary");
+        }
+        let label = ComponentLabel {
+            component: gauges.component.clone(),
+        };
+        set(&self.draining, &label, Some(gauges.draining as u64));
+    }
+
+    /// Sets whether jobs can be made durable.
+    pub fn set_store_ready(&self, is_ready: bool) {
+        self.store_ready.set(i64::from(is_ready));
     }
 
     /// Remembers a version's series. A new version may cost the oldest one its own.
     fn series_of(&self, version: &str, remember: impl FnOnce(&mut Series)) {
-        let mut all = self
-            .versions
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut all = locked(&self.versions);
         let place = all.iter().rposition(|known| known.version == version);
         let known = place.and_then(|place| all.remove(place));
         let mut series = known.unwrap_or_else(|| Series {
@@ -351,45 +540,76 @@ impl Metrics {
             for labels in &oldest.requests {
                 self.requests.remove(labels);
             }
+            for labels in &oldest.queues {
+                self.attempt_seconds.remove(labels);
+                self.job_seconds.remove(labels);
+            }
+            for labels in &oldest.components {
+                self.request_seconds.remove(labels);
+            }
         }
     }
 
-    /// Sets what became of telemetry, just before a scrape is answered.
-    pub fn set_telemetry(&self, fates: [(&'static str, u64); 3]) {
-        for (fate, count) in fates {
-            let counter = self.telemetry_items.get_or_create(&FateLabel { fate });
-            counter.inc_by(count.saturating_sub(counter.get()));
+    /// Sets what became of telemetry.
+    pub fn set_telemetry(&self, counts: Counts) {
+        for (fate, count) in [
+            ("sent", counts.sent),
+            ("dropped-here", counts.dropped_here),
+            ("dropped-there", counts.dropped_there),
+        ] {
+            catch_up(
+                &self.telemetry_items.get_or_create(&FateLabel { fate }),
+                count,
+            );
         }
+        catch_up(&self.telemetry_retries, counts.retries);
+        self.telemetry_waiting.set(counts.waiting.cast_signed());
     }
 
-    pub(super) fn component_changed(&self, component: &str, step: &'static str) {
+    pub(super) fn component_changed(&self, component: &str, step: ComponentStep) {
         let labels = ComponentStepLabels {
             component: component.to_owned(),
-            step,
+            step: step.as_str(),
         };
         self.component_changes.get_or_create(&labels).inc();
     }
 
-    pub(super) fn attempt(&self, queue: &str, outcome: &'static str, digest: &str, took: Duration) {
+    pub(super) fn sent(&self, queue: &str, answer: SendAnswer) {
+        self.sends.get_or_create(&send_labels(queue, answer)).inc();
+    }
+
+    pub(super) fn attempt(
+        &self,
+        queue: &str,
+        outcome: &'static str,
+        consequence: Consequence,
+        digest: &str,
+        took: Duration,
+    ) {
         let labels = AttemptLabels {
             queue: queue.to_owned(),
             outcome,
+            consequence: consequence.as_str(),
             version: version(digest),
         };
+        let of_version = QueueVersionLabels {
+            queue: queue.to_owned(),
+            version: labels.version.clone(),
+        };
         self.attempts.get_or_create(&labels).inc();
-        self.series_of(&labels.version, |series| {
-            remember(&mut series.attempts, &labels)
-        });
         self.attempt_seconds
-            .get_or_create(&label(queue))
+            .get_or_create(&of_version)
             .observe(took.as_secs_f64());
-    }
-
-    pub(super) fn succeeded(&self, queue: &str, since_enqueued: Duration) {
-        self.job_success.get_or_create(&label(queue)).inc();
-        self.job_seconds
-            .get_or_create(&label(queue))
-            .observe(since_enqueued.as_secs_f64());
+        if let Consequence::Completed { since_enqueued } = consequence {
+            self.job_success.get_or_create(&label(queue)).inc();
+            self.job_seconds
+                .get_or_create(&of_version)
+                .observe(since_enqueued.as_secs_f64());
+        }
+        self.series_of(&labels.version, |series| {
+            remember(&mut series.attempts, &labels);
+            remember(&mut series.queues, &of_version);
+        });
     }
 
     pub(super) fn retried(&self, queue: &str) {
@@ -424,27 +644,26 @@ impl Metrics {
             status,
             version: digest.map_or_else(|| "-".to_owned(), version),
         };
+        let of_version = ComponentVersionLabels {
+            component: component.to_owned(),
+            version: labels.version.clone(),
+        };
         self.requests.get_or_create(&labels).inc();
+        self.request_seconds
+            .get_or_create(&of_version)
+            .observe(took.as_secs_f64());
         if digest.is_some() {
             self.series_of(&labels.version, |series| {
-                remember(&mut series.requests, &labels)
+                remember(&mut series.requests, &labels);
+                remember(&mut series.components, &of_version);
             });
         }
-        let label = ComponentLabel {
-            component: component.to_owned(),
-        };
-        self.request_seconds
-            .get_or_create(&label)
-            .observe(took.as_secs_f64());
     }
 
     /// False if it was dropped: there are too many names.
     pub(super) fn guest_metric(&self, component: &str, name: &str, value: f64) -> bool {
         let key = (component.to_owned(), name.to_owned());
-        let mut names = self
-            .guest_names
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut names = locked(&self.guest_names);
         if !names.contains(&key) && names.len() >= GUEST_METRIC_NAMES_MAX {
             drop(names);
             self.guest_metrics_dropped(1);
@@ -497,35 +716,99 @@ fn label(queue: &str) -> QueueLabel {
     }
 }
 
+fn send_labels(queue: &str, answer: SendAnswer) -> SendLabels {
+    SendLabels {
+        queue: queue.to_owned(),
+        answer: answer.as_str(),
+    }
+}
+
+/// Sets a gauge, or removes it where there is nothing to say.
+fn set<L>(family: &Family<L, Gauge>, labels: &L, value: Option<u64>)
+where
+    L: Clone + Eq + std::hash::Hash,
+{
+    match value {
+        Some(value) => {
+            family.get_or_create(labels).set(value.cast_signed());
+        }
+        None => {
+            family.remove(labels);
+        }
+    }
+}
+
+/// Brings a counter to what was counted elsewhere.
+fn catch_up(counter: &Counter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const DONE: Consequence = Consequence::Completed {
+        since_enqueued: Duration::from_millis(3),
+    };
+
     #[test]
     fn every_metric_is_there_with_its_prefix_and_counts() {
         let metrics = Metrics::default();
-        metrics.succeeded("jobs", Duration::from_millis(3));
-        metrics.attempt(
-            "jobs",
-            "completed",
-            "0123456789abcdef",
-            Duration::from_millis(2),
-        );
-        metrics.set_queue(
-            "jobs",
-            QueueGauges {
-                ready: 4,
-                ..QueueGauges::default()
-            },
-        );
-        let text = metrics.encode().expect("metrics");
+        metrics.know_queue("jobs");
+        let took = Duration::from_millis(2);
+        metrics.attempt("jobs", "completed", DONE, "0123456789abcdef", took);
+        let held = Held {
+            ready: 4,
+            ..Held::default()
+        };
+        let known = QueueGauges {
+            held: Some(held),
+            ..QueueGauges::default()
+        };
+        let text = metrics.scrape(|metrics| metrics.set_queue("jobs", known));
+        let text = text.expect("metrics");
         for line in [
             "orchestrator_job_success_total{queue=\"jobs\"} 1",
-            "orchestrator_attempts_total{queue=\"jobs\",outcome=\"completed\",version=\"0123456789ab\"} 1",
+            "orchestrator_retries_total{queue=\"jobs\"} 0",
+            "orchestrator_sends_total{queue=\"jobs\",answer=\"full\"} 0",
+            "orchestrator_attempts_total{queue=\"jobs\",outcome=\"completed\",consequence=\"completed\",version=\"0123456789ab\"} 1",
+            "orchestrator_job_duration_seconds_count{queue=\"jobs\",version=\"0123456789ab\"} 1",
             "orchestrator_queue_messages{queue=\"jobs\",state=\"ready\"} 4",
         ] {
             assert!(text.contains(line), "{line} is missing from\n{text}");
         }
+        assert_eq!(text.matches("# EOF").count(), 1);
+        let unknown = QueueGauges::default();
+        let text = metrics.scrape(|metrics| metrics.set_queue("jobs", unknown));
+        let text = text.expect("metrics");
+        assert!(!text.contains("orchestrator_queue_messages{"), "{text}");
+        assert!(text.contains("orchestrator_queue_in_flight{queue=\"jobs\"} 0"));
+    }
+
+    #[test]
+    fn a_version_that_no_longer_runs_is_gone_from_those_that_do() {
+        let metrics = Metrics::default();
+        let component = |current: &str, canary: Option<&str>| ComponentGauges {
+            component: "worker".to_owned(),
+            current: current.to_owned(),
+            canary: canary.map(str::to_owned),
+            draining: 0,
+        };
+        let running = |gauges: ComponentGauges| {
+            let text = metrics.scrape(|metrics| metrics.set_component(&gauges));
+            let text = text.expect("metrics");
+            let lines = text.lines();
+            let found = lines.filter(|line| line.starts_with("orchestrator_component_running{"));
+            found.map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(running(component("aa", Some("bb"))).len(), 2);
+        let left = running(component("bb", None));
+        let expected = "orchestrator_component_running{component=\"worker\",version=\"bb\",role=\"current\"} 1";
+        assert_eq!(left, BTreeSet::from([expected.to_owned()]));
     }
 
     #[test]
@@ -533,18 +816,19 @@ mod tests {
         let metrics = Metrics::default();
         for n in 0..VERSIONS_MAX + 50 {
             let digest = format!("{n:064x}").chars().rev().collect::<String>();
-            metrics.attempt("jobs", "completed", &digest, Duration::ZERO);
+            metrics.attempt("jobs", "completed", DONE, &digest, Duration::ZERO);
             metrics.request("ingest", Some(&digest), 202, Duration::ZERO);
         }
-        let text = metrics.encode().expect("metrics");
-        assert_eq!(
-            text.matches("orchestrator_attempts_total{").count(),
-            VERSIONS_MAX
-        );
-        assert_eq!(
-            text.matches("orchestrator_http_requests_total{").count(),
-            VERSIONS_MAX
-        );
+        let text = metrics.scrape(|_| {}).expect("metrics");
+        for series in [
+            "orchestrator_attempts_total{",
+            "orchestrator_attempt_duration_seconds_count{",
+            "orchestrator_job_duration_seconds_count{",
+            "orchestrator_http_requests_total{",
+            "orchestrator_http_request_duration_seconds_count{",
+        ] {
+            assert_eq!(text.matches(series).count(), VERSIONS_MAX, "{series}");
+        }
     }
 
     #[test]
