@@ -15,6 +15,7 @@ mod queue_rig;
 mod requests;
 mod rig;
 mod shared_queue;
+mod soak;
 mod swap;
 mod telemetry;
 mod wire;

@@ -230,7 +230,7 @@ async fn a_running_job_ends_on_the_version_it_began_with() {
 }
 
 /// Resident memory of a process, in bytes.
-fn resident(process: u32) -> u64 {
+pub fn resident(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status
         .lines()
