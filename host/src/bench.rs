@@ -335,7 +335,7 @@ impl Target {
         let dir = fresh_dir(plan)?;
         let witness = Arc::new(Witness::default());
         let options = Options {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             ops_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             servicebus_listen: None,
             ops_token: None,
@@ -359,7 +359,8 @@ impl Target {
         });
         let building = Host::build(plan.config.clone(), options, telemetry.clone());
         let host = requests.block_on(building)?;
-        let (addr, ops) = host.addresses()?;
+        let (addr, ops) = (host.application_address(), host.operations_address()?);
+        let addr = addr.ok_or_else(|| BenchError::Refused("it listens nowhere".to_owned()))?;
         let stop = CancellationToken::new();
         let running = host.run(jobs.handle().clone(), stop.clone().cancelled_owned());
         let serving = requests.spawn(async move {

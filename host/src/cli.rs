@@ -5,10 +5,14 @@ mod build;
 mod chaos;
 mod client;
 mod doctor;
+mod parent;
+mod stops;
 mod swap;
+mod trigger;
 mod up;
 mod variables;
 
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +76,9 @@ enum Command {
     Bench(BenchArgs),
     /// Check toolchain, manifest, components, disk and addresses, and say how to mend what is wrong.
     Doctor(DoctorArgs),
+    /// Run the queues of an application that `spin up` has started.
+    #[command(hide = true)]
+    TriggerServicebus(trigger::TriggerArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -401,6 +408,19 @@ fn compiled_dir(given: Option<String>, state_dir: &Path) -> PathBuf {
 }
 
 impl Cli {
+    /// Reads a command line. A program that is called by the name of Spin's
+    /// trigger is that trigger.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+        let name = arguments
+            .first()
+            .and_then(|program| Path::new(program).file_name());
+        if name == Some(OsStr::new(trigger::NAME)) {
+            arguments.insert(1, trigger::NAME.into());
+        }
+        Self::try_parse_from(arguments)
+    }
+
     /// Does what the command says.
     pub fn run(self) -> Result<(), CliError> {
         match self.command {
@@ -408,6 +428,7 @@ impl Cli {
             Command::Build(args) => build::run(&args.read()?),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(&args),
+            Command::TriggerServicebus(args) => trigger::run(args),
             Command::Swap(args) => client::block_on(swap::swap(&args)),
             Command::Rollback {
                 component,

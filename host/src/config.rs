@@ -4,10 +4,12 @@
 //! of bounds is an error that names file, line and key. This is the only
 //! module that reads the environment's variables for the application.
 
+mod lock;
 mod manifest;
 mod route;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use orchestrator_queue::QueueConfig;
 use orchestrator_servicebus::connection_string::ConnectionString;
 
 use crate::dispatch::DispatchConfig;
+pub(crate) use lock::file_path;
 pub use route::{Routed, Router};
 
 /// A whole application, checked.
@@ -86,6 +89,9 @@ pub struct HostSettings {
     pub application_insights: Option<application_insights::ConnectionString>,
     /// Where a message goes that names no queue; the first queue without it.
     pub default_queue: Option<String>,
+    /// Where the embedded queue is served as Service Bus when this host is a
+    /// trigger of Spin; `up` asks its command line.
+    pub servicebus_listen: Option<SocketAddr>,
     /// How long requests and jobs may take to finish when the host stops.
     pub shutdown_timeout: Duration,
     /// Free disk space kept in reserve, in bytes.
@@ -123,10 +129,27 @@ impl Config {
             Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
             _ => PathBuf::from("."),
         };
+        let file = path.display().to_string();
         manifest::check(
-            &path.display().to_string(),
-            &text,
+            manifest::Source::written(&file, &text),
             &dir,
+            variables,
+            environment,
+        )
+    }
+
+    /// Reads what Spin has made of an application, its lock file: only the
+    /// queues, their workers and what those need. `dir` is the application's.
+    pub fn read_locked(
+        lock: &Path,
+        dir: &Path,
+        variables: &[(String, String)],
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let made = lock::read(lock)?;
+        manifest::check(
+            manifest::Source::made(&made.file, &made.text, &made.parts),
+            dir,
             variables,
             environment,
         )

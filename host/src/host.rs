@@ -12,7 +12,7 @@ use orchestrator_engine::http::HttpComponent;
 use orchestrator_engine::worker::Grants;
 use orchestrator_engine::{Outbox, Runtime, RuntimeConfig, WorkerComponent};
 use orchestrator_queue::Retention;
-use orchestrator_queue::local::{Broker, BrokerOptions, Clock, Health};
+use orchestrator_queue::local::{Broker, BrokerOptions, Clock, Health, OpenError};
 use orchestrator_servicebus::client::{self, Namespace, QueueOptions, Reach};
 use orchestrator_servicebus::server::Server;
 use tokio::net::{TcpListener, TcpSocket};
@@ -54,8 +54,8 @@ const JOBS_KEPT: Retention = Retention {
 /// How the host is started.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Address of the application listener.
-    pub listen: SocketAddr,
+    /// Address of the application listener; none where another program serves HTTP.
+    pub listen: Option<SocketAddr>,
     /// Address of the operations listener.
     pub ops_listen: SocketAddr,
     /// Address of the Service Bus listener, if there is to be one.
@@ -120,10 +120,22 @@ pub enum HostError {
     Runtime(#[from] orchestrator_engine::runtime::RuntimeError),
     /// The store cannot be opened.
     #[error(transparent)]
-    Store(#[from] orchestrator_queue::local::OpenError),
+    Store(#[from] OpenError),
     /// The store failed for good.
     #[error("{0}")]
     Poisoned(String),
+}
+
+impl HostError {
+    /// Whether another process has what this one needs, and may let go of it.
+    pub fn is_taken(&self) -> bool {
+        match self {
+            Self::Listen { source, .. } => source.kind() == std::io::ErrorKind::AddrInUse,
+            Self::Store(error) => matches!(error, OpenError::Locked(_)),
+            Self::ServiceBus(error) => error.is_taken(),
+            _ => false,
+        }
+    }
 }
 
 /// A host that is built: sockets bound, store open, components checked.
@@ -133,7 +145,7 @@ pub struct Host {
     dispatchers: Vec<Dispatcher>,
     store: Store,
     health: watch::Receiver<Health>,
-    app_listener: TcpListener,
+    app_listener: Option<TcpListener>,
     ops_listener: TcpListener,
     servicebus: Option<(TcpListener, Server)>,
     swapper: Swapper,
@@ -162,7 +174,10 @@ impl Host {
             Some(addr) => Some(bind(addr, "--servicebus-listen")?),
             None => None,
         };
-        let app_listener = bind(options.listen, "--listen")?;
+        let app_listener = match options.listen {
+            Some(addr) => Some(bind(addr, "--listen")?),
+            None => None,
+        };
         let ops_listener = bind(options.ops_listen, "--ops-listen")?;
         let store = open_store(&config, &options)?;
         let queues: Vec<Queue> = store
@@ -262,12 +277,14 @@ impl Host {
         })
     }
 
-    /// Where the application and the operations listener are.
-    pub fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr)> {
-        Ok((
-            self.app_listener.local_addr()?,
-            self.ops_listener.local_addr()?,
-        ))
+    /// Where the application listener is, if there is one.
+    pub fn application_address(&self) -> Option<SocketAddr> {
+        self.app_listener.as_ref()?.local_addr().ok()
+    }
+
+    /// Where the operations listener is.
+    pub fn operations_address(&self) -> std::io::Result<SocketAddr> {
+        self.ops_listener.local_addr()
     }
 
     /// Where the Service Bus listener is, if there is one.
@@ -285,40 +302,32 @@ impl Host {
         jobs: tokio::runtime::Handle,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), HostError> {
-        if let Ok((app, ops)) = self.addresses() {
-            ListenerOpened {
-                listener: "application",
-                addr: app,
+        for (listener, addr) in [
+            ("application", self.application_address()),
+            ("operations", self.operations_address().ok()),
+            ("servicebus", self.servicebus_address()),
+        ] {
+            if let Some(addr) = addr {
+                ListenerOpened { listener, addr }.emit();
             }
-            .emit();
-            ListenerOpened {
-                listener: "operations",
-                addr: ops,
-            }
-            .emit();
-        }
-        if let Some(addr) = self.servicebus_address() {
-            ListenerOpened {
-                listener: "servicebus",
-                addr,
-            }
-            .emit();
         }
         let ops_stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         for dispatcher in self.dispatchers {
             tasks.spawn_on(dispatcher.run(), &jobs);
         }
-        let ingest = IngestConfig {
-            connections_max: CONNECTIONS_MAX,
-            request_timeout: self.request_timeout,
-        };
-        tasks.spawn(ingest::serve(
-            self.app_listener,
-            self.application,
-            ingest,
-            self.stop.receiving.clone(),
-        ));
+        if let Some(listener) = self.app_listener {
+            let ingest = IngestConfig {
+                connections_max: CONNECTIONS_MAX,
+                request_timeout: self.request_timeout,
+            };
+            tasks.spawn(ingest::serve(
+                listener,
+                self.application,
+                ingest,
+                self.stop.receiving.clone(),
+            ));
+        }
         if let Some((listener, server)) = self.servicebus {
             tasks.spawn(server.serve(listener, self.stop.receiving.clone()));
         }

@@ -62,6 +62,13 @@ pub enum ConnectError {
     Ledger(#[from] LedgerError),
 }
 
+impl ConnectError {
+    /// Whether another process has what is kept here, and may let go of it.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Ledger(error) if error.is_taken)
+    }
+}
+
 impl Namespace {
     /// Prepares connections; none is opened yet. What this host sees of its
     /// jobs is kept in `state_dir`.

@@ -1,17 +1,21 @@
 //! `up`: read, build, announce, run until told to stop.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
+use super::stops::Stops;
 use super::{CliError, UpArgs, environment, failed};
 use crate::config::Config;
-use crate::host::{Host, Options};
+use crate::host::{Host, HostError, Options};
+use crate::telemetry::events::HandOverAwaited;
 use crate::telemetry::{Telemetry, Traces, TracesConfig, start_logging};
 
 /// Time that threads get to end once everything is stopped.
 const THREADS_END_MAX: Duration = Duration::from_millis(500);
+/// Between two attempts to get what an earlier run still holds.
+const TAKE_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) fn run(args: UpArgs) -> Result<(), CliError> {
     let config = args.manifest.read()?;
@@ -20,18 +24,37 @@ pub(super) fn run(args: UpArgs) -> Result<(), CliError> {
     }
     let _lines = start_logging(args.log_format, args.quiet);
     let state_dir = super::state_dir(args.state_dir, &config);
-    let compiled_dir = super::compiled_dir(environment("ORCHESTRATOR_CACHE_DIR"), &state_dir);
     let options = Options {
-        listen: args.listen,
+        listen: Some(args.listen),
         ops_listen: args.ops_listen,
         servicebus_listen: args.servicebus_listen,
-        ops_token: environment("ORCHESTRATOR_OPS_TOKEN").filter(|token| !token.is_empty()),
+        ops_token: ops_token(),
+        compiled_dir: super::compiled_dir(environment("ORCHESTRATOR_CACHE_DIR"), &state_dir),
         state_dir,
-        compiled_dir,
     };
+    run_host(config, options, Duration::ZERO, Stops::by_signals)
+}
+
+/// The token that operations need, if one is set.
+pub(super) fn ops_token() -> Option<String> {
+    environment("ORCHESTRATOR_OPS_TOKEN").filter(|token| !token.is_empty())
+}
+
+/// Runs a host until it is told to stop. What another process holds is waited
+/// for as long as `hand_over_max`.
+pub(super) fn run_host(
+    config: Config,
+    options: Options,
+    hand_over_max: Duration,
+    stops: impl FnOnce() -> std::io::Result<Stops>,
+) -> Result<(), CliError> {
     let requests = runtime("requests")?;
     let jobs = runtime("jobs")?;
-    let result = requests.block_on(serve(config, options, jobs.handle().clone()));
+    let serving = async {
+        let stops = stops().map_err(failed)?;
+        serve(config, options, hand_over_max, stops, jobs.handle().clone()).await
+    };
+    let result = requests.block_on(serving);
     jobs.shutdown_timeout(THREADS_END_MAX);
     requests.shutdown_timeout(THREADS_END_MAX);
     result
@@ -48,17 +71,23 @@ fn runtime(name: &str) -> Result<Runtime, CliError> {
 async fn serve(
     config: Config,
     options: Options,
+    hand_over_max: Duration,
+    mut stops: Stops,
     jobs: tokio::runtime::Handle,
 ) -> Result<(), CliError> {
-    let mut signals = Signals::listen().map_err(failed)?;
     let traces = Traces::start(&traces_config(&config)?).map_err(failed)?;
     let telemetry = Telemetry::exporting(traces);
-    let host = Host::build(config, options, telemetry.clone())
-        .await
-        .map_err(failed)?;
-    let (application, operations) = host.addresses().map_err(failed)?;
-    let mut listening =
-        format!("application: http://{application}\noperations:  http://{operations}\n");
+    let host = tokio::select! {
+        built = build(&config, &options, &telemetry, hand_over_max) => built.map_err(failed)?,
+        // Nothing has been taken yet that could be lost.
+        () = stops.next() => return Ok(()),
+    };
+    let mut listening = String::new();
+    if let Some(application) = host.application_address() {
+        listening += &format!("application: http://{application}\n");
+    }
+    let operations = host.operations_address().map_err(failed)?;
+    listening += &format!("operations:  http://{operations}\n");
     if let Some(servicebus) = host.servicebus_address() {
         listening += &format!("servicebus:  http://{servicebus}\n");
     }
@@ -66,7 +95,7 @@ async fn serve(
         // No reason not to run.
         tracing::warn!(%error, "the addresses could not be printed");
     }
-    let stop = tokio_util::sync::CancellationToken::new();
+    let stop = CancellationToken::new();
     let running = host.run(jobs, stop.clone().cancelled_owned());
     let mut running = std::pin::pin!(running);
     loop {
@@ -75,12 +104,39 @@ async fn serve(
                 telemetry.close().await;
                 return ended.map_err(failed);
             }
-            () = signals.next() => {
+            () = stops.next() => {
                 if stop.is_cancelled() {
                     return Err(CliError::Failed("stopped at once by a second signal".to_owned()));
                 }
                 stop.cancel();
             }
+        }
+    }
+}
+
+/// Builds the host, as soon as an earlier run has let go of its sockets and its store.
+async fn build(
+    config: &Config,
+    options: &Options,
+    telemetry: &Telemetry,
+    hand_over_max: Duration,
+) -> Result<Host, HostError> {
+    let began = Instant::now();
+    let mut is_told = false;
+    loop {
+        match Host::build(config.clone(), options.clone(), telemetry.clone()).await {
+            Err(error) if error.is_taken() && began.elapsed() < hand_over_max => {
+                if !is_told {
+                    HandOverAwaited {
+                        why: &error.to_string(),
+                        at_most: hand_over_max,
+                    }
+                    .emit();
+                    is_told = true;
+                }
+                tokio::time::sleep(TAKE_AGAIN).await;
+            }
+            built => return built,
         }
     }
 }
@@ -118,25 +174,4 @@ fn traces_config(config: &Config) -> Result<TracesConfig, CliError> {
         role: config.name.clone(),
         sampled,
     })
-}
-
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

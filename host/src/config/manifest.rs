@@ -60,6 +60,7 @@ struct Host {
     connection_string: Option<Spanned<String>>,
     application_insights: Option<Spanned<String>>,
     default_queue: Option<Spanned<String>>,
+    servicebus_listen: Option<Spanned<String>>,
     shutdown_timeout: Option<Spanned<String>>,
     request_timeout: Option<Spanned<String>>,
     free_disk_min: Option<Spanned<String>>,
@@ -178,14 +179,38 @@ struct BuildTable {
     watch: Vec<String>,
 }
 
-/// Where an error is told to be.
-struct Source<'a> {
+/// A manifest's text: where an error is told to be, and what its templates say.
+pub(super) struct Source<'a> {
     file: &'a str,
     text: &'a str,
+    /// Where parts begin and what they are called, in a text that no person
+    /// wrote: its lines would tell nothing.
+    parts: &'a [(usize, String)],
+    variables: BTreeMap<String, String>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// A manifest as a person wrote it.
+    pub(super) fn written(file: &'a str, text: &'a str) -> Self {
+        Self::made(file, text, &[])
+    }
+
+    /// A manifest that was made of `file`, part by part.
+    pub(super) fn made(file: &'a str, text: &'a str, parts: &'a [(usize, String)]) -> Self {
+        let variables = BTreeMap::new();
+        Self {
+            file,
+            text,
+            parts,
+            variables,
+        }
+    }
+
     fn error(&self, at: usize, what: impl std::fmt::Display) -> ConfigError {
+        let part = self.parts.iter().rev().find(|(begin, _)| *begin <= at);
+        if let Some((_, part)) = part {
+            return ConfigError(format!("{}: {part}: {what}", self.file));
+        }
         let line = self
             .text
             .get(..at)
@@ -194,6 +219,12 @@ impl Source<'_> {
             .count()
             + 1;
         ConfigError(format!("{}:{line}: {what}", self.file))
+    }
+
+    /// The text with its variables' values.
+    fn filled(&self, template: &Spanned<String>) -> Result<String, ConfigError> {
+        fill(template.get_ref(), &self.variables)
+            .map_err(|why| self.error(template.span().start, why))
     }
 
     fn duration(
@@ -206,7 +237,7 @@ impl Source<'_> {
         let Some(value) = value else {
             return Ok(default);
         };
-        let parsed = humantime::parse_duration(value.get_ref()).map_err(|_| {
+        let parsed = humantime::parse_duration(&self.filled(value)?).map_err(|_| {
             let what = format!("`{key}` is not a duration: write it as `500ms`, `30s` or `5m`");
             self.error(value.span().start, what)
         })?;
@@ -223,7 +254,7 @@ impl Source<'_> {
         let Some(value) = value else {
             return Ok(default);
         };
-        let parsed = value.get_ref().parse::<ByteSize>().map_err(|_| {
+        let parsed = self.filled(value)?.parse::<ByteSize>().map_err(|_| {
             let what = format!("`{key}` is not a size: write it as `64MiB` or `1GiB`");
             self.error(value.span().start, what)
         })?;
@@ -266,14 +297,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn check(
-    file: &str,
-    text: &str,
+    source: Source<'_>,
     dir: &Path,
     given: &[(String, String)],
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, ConfigError> {
-    let source = Source { file, text };
-    let manifest: Manifest = toml::from_str(text).map_err(|error| {
+    let manifest: Manifest = toml::from_str(source.text).map_err(|error| {
         source.error(error.span().map_or(0, |span| span.start), error.message())
     })?;
     if *manifest.spin_manifest_version.get_ref() != 2 {
@@ -281,6 +310,10 @@ pub(super) fn check(
         return Err(source.error(at, "`spin_manifest_version` must be 2"));
     }
     let variables = resolve(&source, &manifest.variables, given, environment)?;
+    let source = Source {
+        variables,
+        ..source
+    };
     let mut router = Router::default();
     for trigger in &manifest.trigger.http {
         known(&source, &manifest.component, &trigger.component)?;
@@ -308,19 +341,15 @@ pub(super) fn check(
         &source,
         manifest.application.trigger.servicebus.unwrap_or_default(),
         &queues,
-        &variables,
         environment,
     )?;
     let mut components = BTreeMap::new();
     for (name, component) in &manifest.component {
-        components.insert(
-            name.clone(),
-            self::component(&source, dir, component, &variables)?,
-        );
+        components.insert(name.clone(), self::component(&source, dir, component)?);
     }
     Ok(Config {
         name: manifest.application.name,
-        path: file.into(),
+        path: source.file.into(),
         dir: dir.to_owned(),
         router,
         queues,
@@ -388,22 +417,27 @@ fn component(
     source: &Source<'_>,
     dir: &Path,
     component: &Component,
-    variables: &BTreeMap<String, String>,
 ) -> Result<ComponentConfig, ConfigError> {
     let allowed_hosts = match &component.allowed_outbound_hosts {
-        Some(hosts) => AllowedHosts::parse(hosts.get_ref()).map_err(|error| {
-            source.error(
-                hosts.span().start,
-                format!("`allowed_outbound_hosts`: {error}"),
-            )
-        })?,
+        Some(hosts) => {
+            let wrong = |error: &dyn std::fmt::Display| {
+                source.error(
+                    hosts.span().start,
+                    format!("`allowed_outbound_hosts`: {error}"),
+                )
+            };
+            let filled: Vec<_> = hosts
+                .get_ref()
+                .iter()
+                .map(|host| fill(host, &source.variables).map_err(|why| wrong(&why)))
+                .collect::<Result<_, _>>()?;
+            AllowedHosts::parse(&filled).map_err(|error| wrong(&error))?
+        }
         None => AllowedHosts::default(),
     };
     let mut filled = Vec::new();
     for (name, template) in &component.variables {
-        let value = fill(template.get_ref(), variables)
-            .map_err(|why| source.error(template.span().start, why))?;
-        filled.push((name.clone(), value));
+        filled.push((name.clone(), source.filled(template)?));
     }
     Ok(ComponentConfig {
         source: dir.join(&component.source),
@@ -444,7 +478,7 @@ fn fill(template: &str, variables: &BTreeMap<String, String>) -> Result<String, 
 const QUEUE_NAME_BYTES_MAX: usize = 260;
 
 fn queue(source: &Source<'_>, trigger: &ServiceBusTrigger) -> Result<QueueTrigger, ConfigError> {
-    let name = trigger.queue.get_ref();
+    let name = source.filled(&trigger.queue)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
     if name.is_empty() || name.len() > QUEUE_NAME_BYTES_MAX || !name.chars().all(allowed) {
         let what = format!(
@@ -477,7 +511,7 @@ fn queue(source: &Source<'_>, trigger: &ServiceBusTrigger) -> Result<QueueTrigge
     let window = trigger.duplicate_window.as_ref();
     Ok(QueueTrigger {
         queue: QueueConfig {
-            name: name.clone(),
+            name,
             lock_duration,
             max_delivery_count: attempts_max,
             duplicate_window: source.duration(
@@ -582,7 +616,7 @@ fn canary(source: &Source<'_>, text: Option<&Spanned<String>>) -> Result<Option<
     let Some(text) = text else {
         return Ok(None);
     };
-    crate::components::share(text.get_ref())
+    crate::components::share(&source.filled(text)?)
         .map(Some)
         .map_err(|why| source.error(text.span().start, format!("`canary`: {why}")))
 }
@@ -598,13 +632,12 @@ fn connection<T: FromStr<Err: std::fmt::Display>>(
     source: &Source<'_>,
     (key, given): (&str, Option<&Spanned<String>>),
     name: &str,
-    variables: &BTreeMap<String, String>,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<T>, ConfigError> {
     let (text, parsed) = match given {
         Some(template) => {
             let at = template.span().start;
-            let text = fill(template.get_ref(), variables).map_err(|why| source.error(at, why))?;
+            let text = source.filled(template)?;
             let parsed = text.parse::<T>();
             let parsed = parsed.map_err(|error| source.error(at, format!("`{key}`: {error}")));
             (text, parsed)
@@ -626,34 +659,42 @@ fn host(
     source: &Source<'_>,
     host: Host,
     queues: &[QueueTrigger],
-    variables: &BTreeMap<String, String>,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<HostSettings, ConfigError> {
     let service_bus = connection(
         source,
         ("connection_string", host.connection_string.as_ref()),
         SERVICE_BUS_CONNECTION,
-        variables,
         environment,
     )?;
     let application_insights = connection(
         source,
         ("application_insights", host.application_insights.as_ref()),
         APPLICATION_INSIGHTS_CONNECTION,
-        variables,
         environment,
     )?;
-    if let Some(default) = &host.default_queue
-        && !queues
-            .iter()
-            .any(|queue| queue.queue.name == *default.get_ref())
-    {
-        let what = format!(
-            "`default_queue`: no `[[trigger.servicebus]]` has queue `{}`",
-            default.get_ref()
-        );
-        return Err(source.error(default.span().start, what));
-    }
+    let default_queue = match &host.default_queue {
+        Some(given) => {
+            let name = source.filled(given)?;
+            if !queues.iter().any(|queue| queue.queue.name == name) {
+                let what =
+                    format!("`default_queue`: no `[[trigger.servicebus]]` has queue `{name}`");
+                return Err(source.error(given.span().start, what));
+            }
+            Some(name)
+        }
+        None => None,
+    };
+    let servicebus_listen = match &host.servicebus_listen {
+        Some(given) => {
+            let addr = source.filled(given)?.parse().map_err(|_| {
+                let what = "`servicebus_listen` is not an address: write it as `127.0.0.1:5300`";
+                source.error(given.span().start, what)
+            })?;
+            Some(addr)
+        }
+        None => None,
+    };
     let memory = source.bytes(
         "http_memory_limit",
         host.http_memory_limit.as_ref(),
@@ -669,7 +710,8 @@ fn host(
     Ok(HostSettings {
         service_bus,
         application_insights,
-        default_queue: host.default_queue.map(Spanned::into_inner),
+        default_queue,
+        servicebus_listen,
         shutdown_timeout: source.duration(
             "shutdown_timeout",
             host.shutdown_timeout.as_ref(),
@@ -723,7 +765,8 @@ mod tests {
     const WORKER: &str = "[component.w]\nsource = \"w.wasm\"\n";
 
     fn read(text: &str) -> Result<Config, ConfigError> {
-        check("spin.toml", text, Path::new("."), &[], &|name| {
+        let source = Source::written("spin.toml", text);
+        check(source, Path::new("."), &[], &|name| {
             (name == "SPIN_VARIABLE_FROM_ENV").then(|| "env".to_owned())
         })
     }
@@ -796,6 +839,30 @@ mod tests {
             config.components["w"].variables,
             [("both".to_owned(), "hi-env".to_owned())]
         );
+    }
+
+    #[test]
+    fn variables_are_filled_in_wherever_a_text_stands() {
+        let text = format!(
+            "{HEAD}[application.trigger.servicebus]\nservicebus_listen = \"127.0.0.1:{{{{ port }}}}\"\n[variables]\nport = {{ default = \"5301\" }}\n[[trigger.servicebus]]\nqueue = \"q{{{{port}}}}\"\ncomponent = \"w\"\ntimeout = \"{{{{ port }}}}ms\"\nmemory_limit = \"{{{{ none }}}}\"\n{WORKER}allowed_outbound_hosts = [\"http://127.0.0.1:{{{{ port }}}}\"]\n"
+        );
+        let error = read(&text).unwrap_err().to_string();
+        assert!(
+            error.starts_with("spin.toml:11: variable `none`"),
+            "{error}"
+        );
+        let config = read(&text.replace("{{ none }}", "1MiB")).unwrap();
+        assert_eq!(config.queues[0].queue.name, "q5301");
+        assert_eq!(
+            config.queues[0].dispatch.limits.deadline,
+            Duration::from_millis(5301)
+        );
+        assert_eq!(
+            config.host.servicebus_listen,
+            Some("127.0.0.1:5301".parse().unwrap())
+        );
+        let called = http::Uri::from_static("http://127.0.0.1:5301/");
+        assert!(config.components["w"].allowed_hosts.allows(&called));
     }
 
     #[test]

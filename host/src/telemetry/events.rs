@@ -20,6 +20,48 @@ impl ListenerOpened {
     }
 }
 
+/// Another process holds what this one needs to start.
+pub struct HandOverAwaited<'a> {
+    /// What it holds, and what would help.
+    pub why: &'a str,
+    /// How long it is waited for.
+    pub at_most: Duration,
+}
+
+impl HandOverAwaited<'_> {
+    /// Writes it down.
+    pub fn emit(self) {
+        let Self { why, at_most } = self;
+        tracing::warn!(why, ?at_most, "waiting for an earlier run to end");
+    }
+}
+
+/// A flag was given that does nothing here.
+pub struct FlagIgnored {
+    /// The flag.
+    pub flag: &'static str,
+    /// What holds instead.
+    pub why: &'static str,
+}
+
+impl FlagIgnored {
+    /// Writes it down.
+    pub fn emit(self) {
+        let Self { flag, why } = self;
+        tracing::warn!(flag, why, "a flag without effect on workers");
+    }
+}
+
+/// The process that started this one is gone.
+pub struct ParentGone;
+
+impl ParentGone {
+    /// Writes it down.
+    pub fn emit(self) {
+        tracing::warn!("the process that started this one is gone: stopping");
+    }
+}
+
 /// A component is loaded and checked.
 pub struct ComponentLoaded<'a> {
     /// Its name in the manifest.

@@ -87,6 +87,8 @@ impl Record {
 pub struct LedgerError {
     dir: String,
     what: String,
+    /// Whether another process has it.
+    pub(crate) is_taken: bool,
 }
 
 pub struct Ledger {
@@ -111,6 +113,7 @@ impl Ledger {
         let dir = state_dir.join("servicebus");
         let failed = |error: fjall::Error| LedgerError {
             dir: dir.display().to_string(),
+            is_taken: matches!(error, fjall::Error::Locked),
             what: match error {
                 fjall::Error::Locked => {
                     "is in use by another process: choose another `--state-dir`".to_owned()
@@ -121,6 +124,7 @@ impl Ledger {
         std::fs::create_dir_all(&dir).map_err(|error| LedgerError {
             dir: dir.display().to_string(),
             what: format!("cannot be created: {error}"),
+            is_taken: false,
         })?;
         let database = Database::builder(&dir)
             .cache_size(CACHE_BYTES)
@@ -251,6 +255,7 @@ impl Ledger {
         LedgerError {
             dir: self.dir.display().to_string(),
             what: format!("cannot be used: {error:?}"),
+            is_taken: false,
         }
     }
 }
