@@ -6,6 +6,7 @@ mod chaos;
 mod client;
 mod doctor;
 mod parent;
+mod spin;
 mod stops;
 mod swap;
 mod trigger;
@@ -76,6 +77,9 @@ enum Command {
     Bench(BenchArgs),
     /// Check toolchain, manifest, components, disk and addresses, and say how to mend what is wrong.
     Doctor(DoctorArgs),
+    /// Make this program Spin's trigger for queues.
+    #[command(subcommand)]
+    Spin(spin::SpinCommand),
     /// Run the queues of an application that `spin up` has started.
     #[command(hide = true)]
     TriggerServicebus(trigger::TriggerArgs),
@@ -428,6 +432,7 @@ impl Cli {
             Command::Build(args) => build::run(&args.read()?),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(&args),
+            Command::Spin(command) => spin::run(&command),
             Command::TriggerServicebus(args) => trigger::run(args),
             Command::Swap(args) => client::block_on(swap::swap(&args)),
             Command::Rollback {

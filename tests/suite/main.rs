@@ -16,6 +16,7 @@ mod requests;
 mod rig;
 mod shared_queue;
 mod soak;
+mod spin;
 mod swap;
 mod telemetry;
 mod wire;

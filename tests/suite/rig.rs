@@ -304,6 +304,25 @@ impl Rig {
         }
     }
 
+    /// A host that the test has started by itself; its stderr goes to a file of
+    /// that name in `dir`.
+    pub fn attached(
+        dir: tempfile::TempDir,
+        child: Child,
+        ops: String,
+        bus: Option<String>,
+    ) -> Self {
+        Self {
+            dir,
+            way: Way::default(),
+            child,
+            app: String::new(),
+            ops,
+            bus,
+            client: orchestrator_servicebus::http_client().build().unwrap(),
+        }
+    }
+
     /// Runs a command of the program against this host, or this application.
     pub fn command(&self, arguments: &[&str]) -> Ran {
         let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled");
@@ -377,6 +396,15 @@ impl Rig {
 
     pub fn signal(&self, name: &str) {
         run(Command::new("kill").args(["-s", name, &self.child.id().to_string()]));
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// What is left of its standard output.
+    pub fn stdout(&mut self) -> &mut std::process::ChildStdout {
+        self.child.stdout.as_mut().expect("it is piped")
     }
 
     /// Waits for the process to end by itself.

@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use crate::rig::{Rig, Way, manifest};
 use crate::wire::ToxicNetwork;
 
-const KEY_NAME: &str = "RootManageSharedAccessKey";
-const KEY: &str = "SAS_KEY_VALUE";
+pub const KEY_NAME: &str = "RootManageSharedAccessKey";
+pub const KEY: &str = "SAS_KEY_VALUE";
 /// Short, so that what a killed host held comes back soon.
 const LOCK: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A process that keeps the queue and does no work.
-async fn bus() -> Rig {
+pub async fn bus() -> Rig {
     let way = Way {
         arguments: vec!["--quiet"],
         serves_bus: true,

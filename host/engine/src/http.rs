@@ -135,6 +135,7 @@ pub enum HttpError {
 /// An HTTP component, checked and ready.
 pub struct HttpComponent {
     digest: String,
+    imports: Vec<String>,
     handler: ProxyHandler<Shared>,
     permits: Arc<Semaphore>,
     request_timeout: Duration,
@@ -192,6 +193,7 @@ impl HttpComponent {
         }
         Ok(Arc::new(Self {
             digest,
+            imports: loader::imports(runtime, &component),
             handler: ProxyHandler::new(shared),
             permits,
             request_timeout,
@@ -200,6 +202,11 @@ impl HttpComponent {
                 check: began.elapsed(),
             },
         }))
+    }
+
+    /// The names of what it imports.
+    pub fn imports(&self) -> &[String] {
+        &self.imports
     }
 
     /// How long loading it took.

@@ -152,6 +152,15 @@ pub(crate) fn find_export(
         })
 }
 
+/// The names of what a component imports.
+pub(crate) fn imports(runtime: &Runtime, component: &Component) -> Vec<String> {
+    component
+        .component_type()
+        .imports(runtime.engine())
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
 fn list(names: &[&str]) -> String {
     match names {
         [] => "nothing".to_owned(),

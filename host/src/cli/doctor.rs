@@ -1,10 +1,14 @@
 //! `doctor`: looks at everything that `up` needs, and says how to mend what is wrong.
 
+mod spin;
+
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use orchestrator_engine::http::HttpComponent;
 use orchestrator_engine::{Outbox, Runtime};
 use orchestrator_servicebus::client::{self as servicebus, Look};
 use serde::Serialize;
@@ -70,6 +74,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), CliError> {
     match args.manifest.read() {
         Ok(config) => {
             findings.push(ok("manifest", summary(&config)));
+            findings.extend(spin::manifest(&config));
             let state_dir = state_dir(args.state_dir.clone(), &config);
             findings.extend(disk(&state_dir, config.host.free_disk_bytes_min));
             let compiled_dir = compiled_dir(environment("ORCHESTRATOR_CACHE_DIR"), &state_dir);
@@ -83,6 +88,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), CliError> {
         )),
     }
     findings.extend(listeners(args)?);
+    findings.extend(spin::here()?);
     let failures = findings
         .iter()
         .filter(|finding| finding.verdict == Verdict::Fail)
@@ -278,7 +284,11 @@ fn components(config: &Config, compiled_dir: &Path) -> Result<Vec<Finding>, CliE
         }
         for id in config.router.components() {
             let loaded = http_component(config, id, &engine).await;
+            let missing = loaded.as_ref().ok();
+            let missing = missing.and_then(|loaded| spin::imports(id, loaded.imports()));
+            let loaded = loaded.map(|loaded| loaded.digest().to_owned());
             findings.push(component(id, "an HTTP component", loaded));
+            findings.extend(missing);
         }
         Ok(findings)
     })
@@ -294,13 +304,16 @@ async fn worker(
     Ok(worker.digest().to_owned())
 }
 
-async fn http_component(config: &Config, id: &str, engine: &Runtime) -> Result<String, HostError> {
+async fn http_component(
+    config: &Config,
+    id: &str,
+    engine: &Runtime,
+) -> Result<Arc<HttpComponent>, HostError> {
     let bytes = host::read(id, &config.components[id]).await?;
     // It is started, not called: nothing is sent.
     let outbox = Outbox::new(async |_| Vec::new());
     let logs = orchestrator_engine::guest_log::LogSink::new(|_| ());
-    let loaded = host::http_component_of(config, id, engine, bytes, outbox, logs).await?;
-    Ok(loaded.digest().to_owned())
+    host::http_component_of(config, id, engine, bytes, outbox, logs).await
 }
 
 fn component(id: &str, kind: &str, loaded: Result<String, HostError>) -> Finding {
