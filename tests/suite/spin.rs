@@ -318,7 +318,12 @@ async fn signals_in_a_burst_are_one_and_a_later_one_stops_at_once() {
     let dir = scene();
     let worker = put(dir.path(), "worker.wasm", "sleeps");
     let mut command = plugin(dir.path(), &self::lock(dir.path(), &worker));
+    let config = dir.path().join("runtime.toml");
+    let state = dir.path().join("by runtime config");
+    std::fs::write(&config, format!("state_dir = {state:?}\n")).unwrap();
+    command.arg("--runtime-config-file").arg(&config);
     let mut rig = started(dir, &mut command, 2);
+    assert!(state.join("orchestrator/queue").is_dir(), "{state:?}");
     let bus = rig.bus().to_owned();
     send(&rig, &bus, "jobs", "long", json!({ "ms": 40_000 })).await;
     until_running(&rig, "long").await;
@@ -413,13 +418,22 @@ async fn with_a_connection_string_it_works_that_queue_and_serves_none() {
     lock["variables"]["connection"] = json!({ "default": connection });
     lock["metadata"]["triggers"]["servicebus"]["connection_string"] = json!("{{ connection }}");
     lock["triggers"].as_array_mut().unwrap().pop();
+    // Of a registry, so without a directory of its own.
     let mut command = plugin(dir.path(), &lock);
+    command
+        .env_remove("SPIN_LOCAL_APP_DIR")
+        .args(["--state-dir", "its state"]);
     let mut rig = started(dir, &mut command, 1);
+    let durable = rig.dir().join("elsewhere/its state/orchestrator");
+    assert!(durable.is_dir(), "{} is not there", durable.display());
     send(&rig, bus.bus(), "jobs", "one", json!({ "n": 1 })).await;
     completed(&rig, "one").await;
     rig.signal("TERM");
     assert_eq!(rig.ended().code(), Some(0), "{}", rig.said());
 }
+
+/// What is done to a good lock.
+type Edit = Box<dyn Fn(&mut Value)>;
 
 #[test]
 fn what_it_cannot_run_is_refused_with_the_manifest_and_the_key() {
@@ -441,7 +455,7 @@ fn what_it_cannot_run_is_refused_with_the_manifest_and_the_key() {
         move |lock: &mut Value| lock["triggers"][1]["trigger_config"][key] = value.clone()
     };
     let file = dir.path().join("an app/spin.toml").display().to_string();
-    let cases: Vec<(Box<dyn Fn(&mut Value)>, &str)> = vec![
+    let cases: Vec<(Edit, &str)> = vec![
         (
             Box::new(|lock| lock["must_understand"] = json!(["magic"])),
             "`magic`",

@@ -81,8 +81,9 @@ struct Plugins {
 
 impl Plugins {
     fn find() -> Result<Self, CliError> {
-        let data = match environment("SPIN_DATA_DIR").filter(|dir| !dir.is_empty()) {
-            Some(dir) => PathBuf::from(dir),
+        let named = environment("SPIN_DATA_DIR").filter(|dir| !dir.is_empty());
+        let data = match named.map(PathBuf::from).or_else(homebrew) {
+            Some(dir) => dir,
             None => etcetera::base_strategy::choose_native_strategy()
                 .map_err(|_| {
                     CliError::Usage(
@@ -98,6 +99,15 @@ impl Plugins {
             manifest: plugins.join("manifests").join(format!("{NAME}.json")),
         })
     }
+}
+
+/// Where a Spin that Homebrew has installed keeps its data.
+fn homebrew() -> Option<PathBuf> {
+    let prefix = PathBuf::from(environment("HOMEBREW_PREFIX")?);
+    let path = environment("PATH")?;
+    let spin = std::env::split_paths(&path).find(|dir| dir.join("spin").is_file())?;
+    spin.starts_with(&prefix)
+        .then(|| prefix.join("etc").join("spinframework-spin"))
 }
 
 /// What `doctor` asks: the plugin that Spin would start.

@@ -2,6 +2,7 @@
 //! it has locked, it runs the queues and their workers.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,7 +44,7 @@ pub(super) struct TriggerArgs {
     /// Everything durable lies in `orchestrator` in this directory [default:
     /// `.spin` beside the manifest].
     #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    state_dir: Option<OsString>,
     /// A variable's value, as `name=value`, or as `name=@file` for the file's
     /// text, or as `@file` for a TOML or JSON file of many. Repeat for more.
     #[arg(long = "variable", value_name = "NAME=VALUE|@FILE", value_parser = variables::read)]
@@ -56,7 +57,7 @@ pub(super) struct TriggerArgs {
         env = "RUNTIME_CONFIG_FILE",
         hide_env = true
     )]
-    runtime_config_file: Option<PathBuf>,
+    runtime_config_file: Option<OsString>,
     /// Leave out all log lines but warnings and errors, those of workers too.
     #[arg(short, long, aliases = ["sh", "shush"])]
     quiet: bool,
@@ -77,7 +78,7 @@ pub(super) struct TriggerArgs {
 struct OthersArgs {
     /// Without effect on workers: what they write is on stderr and in each job's attempts.
     #[arg(short = 'L', long, value_name = "DIR")]
-    log_dir: Option<PathBuf>,
+    log_dir: Option<OsString>,
     /// Without effect on workers, as `--log-dir`.
     #[arg(long)]
     truncate_logs: bool,
@@ -133,10 +134,11 @@ pub(super) fn run(args: TriggerArgs) -> Result<(), CliError> {
     }
     let application = Application::find()?;
     let runtime_config = match &args.runtime_config_file {
-        Some(path) => RuntimeConfig::read(path)?,
-        None => RuntimeConfig::default(),
+        Some(path) if !path.is_empty() => RuntimeConfig::read(Path::new(path))?,
+        _ => RuntimeConfig::default(),
     };
-    let state_dir = application.state_dir(args.state_dir.or(runtime_config.state_dir))?;
+    let given = args.state_dir.map(PathBuf::from);
+    let state_dir = application.state_dir(given.or(runtime_config.state_dir))?;
     let given: Vec<_> = args
         .variables
         .into_iter()
@@ -146,11 +148,7 @@ pub(super) fn run(args: TriggerArgs) -> Result<(), CliError> {
     let look_up = |name: &str| environment(name).or_else(|| dotenv.get(name).cloned());
     let config = Config::read_locked(&application.lock, &application.dir, &given, &look_up)?;
     let _lines = start_logging(args.log_format, args.quiet);
-    if args
-        .others
-        .log_dir
-        .is_some_and(|dir| !dir.as_os_str().is_empty())
-    {
+    if args.others.log_dir.is_some_and(|dir| !dir.is_empty()) {
         FlagIgnored {
             flag: "--log-dir",
             why: "what workers write is on stderr and in each job's attempts",

@@ -35,7 +35,6 @@ pub(super) struct Made {
 
 #[derive(Deserialize)]
 struct Lock {
-    #[serde(default)]
     spin_lock_version: u64,
     #[serde(default)]
     must_understand: Vec<String>,
@@ -45,10 +44,8 @@ struct Lock {
     host_requirements: Map<String, Value>,
     #[serde(default)]
     variables: BTreeMap<String, Variable>,
-    #[serde(default)]
     triggers: Vec<Trigger>,
     /// Read one by one: those of other triggers are none of this host's.
-    #[serde(default)]
     components: Vec<Value>,
 }
 
@@ -175,11 +172,8 @@ impl Making {
                 lock.spin_lock_version
             )));
         }
-        let unknown = lock.must_understand.iter();
-        if let Some(part) = unknown
-            .filter(|part| !UNDERSTOOD.contains(&part.as_str()))
-            .next()
-        {
+        let mut heeded = lock.must_understand.iter();
+        if let Some(part) = heeded.find(|part| !UNDERSTOOD.contains(&part.as_str())) {
             return Err(self.refuse(format!(
                 "Spin asks its triggers to heed `{part}`, which this one does not know: use a newer one"
             )));
@@ -326,5 +320,92 @@ fn without_nulls(value: Value) -> Value {
             .into(),
         Value::Array(values) => values.into_iter().map(without_nulls).collect(),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn made(lock: &Value) -> Result<Made, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spin.lock");
+        std::fs::write(&path, lock.to_string()).unwrap();
+        read(&path)
+    }
+
+    fn with_dependencies(dependencies: &Value) -> Value {
+        json!({
+            "spin_lock_version": 0,
+            "metadata": { "name": "a", "origin": "file:///an%20app/spin.toml" },
+            "triggers": [{
+                "id": "t", "trigger_type": "servicebus",
+                "trigger_config": { "component": "w", "queue": "q", "retry": { "factor": 2.0 } },
+            }],
+            "components": [{
+                "id": "w",
+                "source": { "content_type": "application/wasm", "source": "file:///a%20b/w.wasm" },
+                "dependencies": dependencies,
+            }],
+        })
+    }
+
+    #[test]
+    fn dependencies_are_written_as_a_manifest_writes_them() {
+        let source =
+            json!({ "content_type": "application/wasm", "source": "file:///d%20e/lib.wasm" });
+        let made = made(&with_dependencies(&json!({
+            "a:b/c@1.0.0": { "source": source, "export": null, "inherit": { "Some": ["variables"] } },
+            "a:b/d": { "source": source, "export": "x:y/z", "inherit": "All" },
+            "e": { "source": source },
+        })))
+        .unwrap();
+        let text: toml::Table = toml::from_str(&made.text).unwrap();
+        let component = &text["component"]["w"];
+        assert_eq!(component["source"].as_str(), Some("/a b/w.wasm"));
+        let expected: toml::Table = toml::from_str(
+            "\"a:b/c@1.0.0\" = { path = \"/d e/lib.wasm\", inherit_configuration = [\"variables\"] }
+            \"a:b/d\" = { path = \"/d e/lib.wasm\", export = \"x:y/z\", inherit_configuration = true }
+            e = { path = \"/d e/lib.wasm\" }",
+        )
+        .unwrap();
+        assert_eq!(component["dependencies"].as_table(), Some(&expected));
+    }
+
+    #[test]
+    fn a_dependency_without_a_file_is_refused_by_its_name() {
+        let source = json!({ "content_type": "application/wasm", "digest": "sha256:0" });
+        let lock = with_dependencies(&json!({ "a:b/c": { "source": source } }));
+        let error = made(&lock).err().unwrap().to_string();
+        assert_eq!(
+            error,
+            "/an app/spin.toml: component `w`: dependency `a:b/c` has no file as its source"
+        );
+    }
+
+    #[test]
+    fn a_lock_that_is_none_is_told_with_its_path() {
+        for text in ["", "{", "[]", "{}", "{\"triggers\": 1}"] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let error = read(file.path()).err().unwrap().to_string();
+            assert!(
+                error.contains(&file.path().display().to_string()),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_files_have_paths() {
+        assert_eq!(
+            file_path("file:///a%20b/%C3%A9"),
+            Some(PathBuf::from("/a b/é"))
+        );
+        for url in ["/a", "http://a/b", "file://elsewhere/a", ""] {
+            assert_eq!(file_path(url), None, "{url}");
+        }
     }
 }

@@ -848,7 +848,7 @@ mod tests {
         );
         let error = read(&text).unwrap_err().to_string();
         assert!(
-            error.starts_with("spin.toml:11: variable `none`"),
+            error.starts_with("spin.toml:12: variable `none`"),
             "{error}"
         );
         let config = read(&text.replace("{{ none }}", "1MiB")).unwrap();
