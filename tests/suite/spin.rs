@@ -76,6 +76,7 @@ fn lock(dir: &Path, worker: &Path) -> Value {
                 "component": "worker",
                 "queue": "{{ queue }}",
                 "concurrency": 4,
+                "timeout": "50s",
                 "max_attempts": 2,
                 "retry": { "initial": "1ms", "factor": 2.0 },
             })),
@@ -307,7 +308,7 @@ async fn signals_in_a_burst_are_one_and_a_later_one_stops_at_once() {
     let mut command = plugin(dir.path(), &lock);
     let mut rig = started(dir, &mut command, 2);
     let bus = rig.bus().to_owned();
-    send(&rig, &bus, "jobs", "short", json!({ "ms": 300 })).await;
+    send(&rig, &bus, "jobs", "short", json!({ "ms": 2_000 })).await;
     until_running(&rig, "short").await;
     // As on Ctrl-C at a terminal: one from it, one from each process above.
     for signal in ["INT", "TERM", "TERM"] {
@@ -360,7 +361,7 @@ async fn it_ends_with_the_process_that_started_it() {
         .stdout(Stdio::piped());
     let mut rig = started(dir, &mut parent, 2);
     let bus = rig.bus().to_owned();
-    send(&rig, &bus, "jobs", "short", json!({ "ms": 500 })).await;
+    send(&rig, &bus, "jobs", "short", json!({ "ms": 2_000 })).await;
     until_running(&rig, "short").await;
     rig.signal("KILL");
     // The pipe ends with the last process that has it.
@@ -384,7 +385,7 @@ async fn a_run_waits_for_the_one_before_to_let_go() {
     let mut command = plugin(dir.path(), &lock);
     let mut first = started(dir, &mut command, 2);
     let bus = first.bus().to_owned();
-    send(&first, &bus, "jobs", "long", json!({ "ms": 1_500 })).await;
+    send(&first, &bus, "jobs", "long", json!({ "ms": 4_000 })).await;
     until_running(&first, "long").await;
     first.signal("TERM");
     let ops = first.ops_url().strip_prefix("http://").unwrap().to_owned();
