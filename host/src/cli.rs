@@ -420,7 +420,7 @@ impl Cli {
             .first()
             .and_then(|program| Path::new(program).file_name());
         if name == Some(OsStr::new(trigger::NAME)) {
-            arguments.insert(1, trigger::NAME.into());
+            arguments.splice(..1, ["orchestrator".into(), trigger::NAME.into()]);
         }
         Self::try_parse_from(arguments)
     }
