@@ -346,7 +346,11 @@ async fn it_ends_with_the_process_that_started_it() {
     let dir = scene();
     let worker = put(dir.path(), "worker.wasm", "sleeps");
     let lock = lock(dir.path(), &worker);
-    let spawned = plugin(dir.path(), &lock);
+    let mut spawned = plugin(dir.path(), &lock);
+    // As Spin says it when `spin up` was typed beside the manifest.
+    spawned
+        .current_dir(dir.path().join("an app"))
+        .env("SPIN_LOCAL_APP_DIR", "");
     let mut parent = Command::new("sh");
     parent
         .args(["-c", "\"$0\" \"$@\" & wait"])
@@ -368,7 +372,7 @@ async fn it_ends_with_the_process_that_started_it() {
     let mut rest = String::new();
     rig.stdout().read_to_string(&mut rest).unwrap();
     assert!(rig.said().contains("is gone"), "{}", rig.said());
-    // It has drained: the job is not run again.
+    // It has drained, into the store that any other run has: the job is not run again.
     let mut command = plugin(rig.dir(), &lock);
     let mut next = started(tempfile::tempdir().unwrap(), &mut command, 2);
     let job = completed(&next, "short").await;
@@ -391,7 +395,10 @@ async fn a_run_waits_for_the_one_before_to_let_go() {
     let ops = first.ops_url().strip_prefix("http://").unwrap().to_owned();
     let bus = bus.strip_prefix("http://").unwrap();
     let mut again = plugin_on(first.dir(), &lock, &ops);
-    again.args(["--servicebus-listen", bus]);
+    // As Spin says it when `spin up -f "../an app"` was typed elsewhere.
+    again
+        .env("SPIN_LOCAL_APP_DIR", "../an app")
+        .args(["--servicebus-listen", bus]);
     let dir = tempfile::tempdir().unwrap();
     let mut second = started(dir, &mut again, 2);
     assert_eq!(first.ended().code(), Some(0), "{}", first.said());

@@ -210,10 +210,13 @@ impl Application {
         })?;
         let lock = config::file_path(&url)
             .ok_or_else(|| usage(format!("SPIN_LOCKED_URL is `{url}`, which names no file")))?;
-        let local = environment("SPIN_LOCAL_APP_DIR").filter(|dir| !dir.is_empty());
+        // Relative to where `spin up` was typed, and empty if that is it.
+        let local = environment("SPIN_LOCAL_APP_DIR");
         let is_local = local.is_some();
-        let beside = || lock.parent().unwrap_or(Path::new("/")).to_owned();
-        let dir = local.map_or_else(beside, PathBuf::from);
+        let dir = match local {
+            Some(dir) => std::env::current_dir().map_err(failed)?.join(dir),
+            None => lock.parent().unwrap_or(Path::new("/")).to_owned(),
+        };
         Ok(Self {
             lock,
             dir,
