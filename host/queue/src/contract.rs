@@ -27,6 +27,10 @@ pub const PROPERTIES_BYTES_MAX: usize = 64 * 1024;
 pub const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 /// Longest job type, in bytes.
 pub const JOB_TYPE_BYTES_MAX: usize = 256;
+/// Longest media type, in bytes; real ones are far shorter.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 256;
+/// Longest trace context, in bytes: version 00 has 55, later ones may have more.
+pub const TRACEPARENT_BYTES_MAX: usize = 256;
 /// Longest delay before a message is due: a year, so that arithmetic on times cannot overflow.
 pub const DELAY_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -54,6 +58,76 @@ pub struct Message {
     /// What the wire that it came by must give back with it, and nothing here
     /// reads. At most [`ENVELOPE_BYTES_MAX`].
     pub envelope: Bytes,
+}
+
+impl Message {
+    /// Holds it to the limits above; the error says which one it breaks.
+    pub fn check(&self) -> Result<(), String> {
+        let id = &self.id;
+        let chars = id.chars().count();
+        if !(1..=MESSAGE_ID_CHARS_MAX).contains(&chars) {
+            return Err(format!(
+                "the message id has {chars} characters; 1 to {MESSAGE_ID_CHARS_MAX} are taken"
+            ));
+        }
+        if id.chars().any(char::is_control) {
+            return Err("the message id has a control character".to_owned());
+        }
+        bounded("the job type", self.job_type.len(), 0, JOB_TYPE_BYTES_MAX)?;
+        bounded("the payload", self.payload.len(), 0, PAYLOAD_BYTES_MAX)?;
+        bounded("the envelope", self.envelope.len(), 0, ENVELOPE_BYTES_MAX)?;
+        bounded(
+            "the content type",
+            self.content_type.len(),
+            0,
+            CONTENT_TYPE_BYTES_MAX,
+        )?;
+        bounded(
+            "the trace context",
+            self.traceparent.as_ref().map_or(0, String::len),
+            0,
+            TRACEPARENT_BYTES_MAX,
+        )?;
+        if self.properties.len() > PROPERTIES_MAX {
+            return Err(format!(
+                "there are {} properties; at most {PROPERTIES_MAX} are taken",
+                self.properties.len()
+            ));
+        }
+        for (name, value) in &self.properties {
+            bounded("a property's name", name.len(), 1, PROPERTY_NAME_BYTES_MAX)?;
+            bounded(
+                &format!("the value of property `{name}`"),
+                value.len(),
+                0,
+                PROPERTY_VALUE_BYTES_MAX,
+            )?;
+        }
+        let all = self.properties.iter();
+        bounded(
+            "the properties together",
+            all.map(|(name, value)| name.len() + value.len()).sum(),
+            0,
+            PROPERTIES_BYTES_MAX,
+        )?;
+        if self.delay > DELAY_MAX {
+            return Err(format!(
+                "the delay is {:?}; at most {DELAY_MAX:?} are taken",
+                self.delay
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn bounded(what: &str, bytes: usize, min: usize, max: usize) -> Result<(), String> {
+    if bytes < min {
+        return Err(format!("{what} is empty"));
+    }
+    if bytes > max {
+        return Err(format!("{what} has {bytes} bytes; at most {max} are taken"));
+    }
+    Ok(())
 }
 
 /// Proof of acceptance.

@@ -13,8 +13,12 @@
 //!   not settled is ready (or due) again, with its delivery count.
 //!
 //! Times are milliseconds since 1970-01-01 UTC ([`Millis`]).
+//!
+//! For WebAssembly only the contract is built: a component that sends over a
+//! wire speaks it too, and has no disk.
 
 mod contract;
+#[cfg(not(target_family = "wasm"))]
 pub mod local;
 pub mod planted;
 

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::connection_string::ConnectionString;
+use crate::refusal::ApiError;
 use api::Api;
 pub use ledger::LedgerError;
 pub use queue::{Queue, QueueOptions};
@@ -127,8 +128,8 @@ pub async fn look(connection: &ConnectionString, queues: &[&str]) -> Result<Vec<
                 active: counts.active,
                 detects_duplicates: description.requires_duplicate_detection.unwrap_or(false),
             },
-            Err(api::ApiError::NotFound { .. }) => Look::Missing,
-            Err(error @ api::ApiError::Unauthorized { .. }) => Look::NotAllowed(error.to_string()),
+            Err(ApiError::NotFound { .. }) => Look::Missing,
+            Err(error @ ApiError::Unauthorized { .. }) => Look::NotAllowed(error.to_string()),
             Err(error) => return Err(error.to_string()),
         });
     }

@@ -5,6 +5,8 @@
 //! and never encode the resource again.
 
 use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -17,6 +19,13 @@ use crate::secret::Secret;
 /// Longest `Authorization` header that is looked at, in bytes. The longest
 /// part is the encoded resource, some 1 kB for the longest entity path.
 pub const AUTHORIZATION_BYTES_MAX: usize = 8 * 1024;
+
+/// How long a signature we make is good for: short, so that one that leaks is
+/// soon worthless, and long enough to be made rarely.
+const SAS_LIFETIME: Duration = Duration::from_secs(20 * 60);
+/// A signature is renewed when it has less time left than this: longer than a
+/// long poll, and than clocks may differ.
+const SAS_RENEW_BEFORE: Duration = Duration::from_secs(5 * 60);
 
 /// First word of the header.
 const SCHEME: &str = "SharedAccessSignature";
@@ -52,6 +61,43 @@ fn mac(key: &Secret, encoded_resource: &str, expiry: &str) -> Hmac<Sha256> {
     mac.update(b"\n");
     mac.update(expiry.as_bytes());
     mac
+}
+
+/// Signs requests to one namespace with one key, anew only when it must.
+pub struct Signer {
+    resource: String,
+    key_name: String,
+    key: Secret,
+    /// The header made last, and when it runs out, in Unix seconds.
+    made: Mutex<Option<(Secret, u64)>>,
+}
+
+impl Signer {
+    /// Signs access to `resource` and everything under it; see [`sign`].
+    pub fn new(resource: String, key_name: &str, key: &Secret) -> Self {
+        Self {
+            resource,
+            key_name: key_name.to_owned(),
+            key: key.clone(),
+            made: Mutex::new(None),
+        }
+    }
+
+    /// The `Authorization` header: the one made last while it is good for a while.
+    pub fn header(&self, now: SystemTime) -> Secret {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((header, expires_at)) = &*made
+            && expires_at.saturating_sub(SAS_RENEW_BEFORE.as_secs()) > now
+        {
+            return header.clone();
+        }
+        let expires_at = now + SAS_LIFETIME.as_secs();
+        let header = sign(&self.resource, &self.key_name, &self.key, expires_at);
+        let header = Secret::new(header);
+        *made = Some((header.clone(), expires_at));
+        header
+    }
 }
 
 /// A named key and what it allows. Two rules may share a name: that is how
@@ -325,6 +371,18 @@ mod tests {
 
     fn verify(header: &str) -> Result<(), SasError> {
         verifier(true).verify(Some(header), "/orders/messages", Claim::Send, NOW)
+    }
+
+    #[test]
+    fn a_signature_is_used_until_it_is_nearly_over() {
+        let signer = Signer::new("https://ns".to_owned(), "k", &key());
+        let at = |seconds| signer.header(UNIX_EPOCH + Duration::from_secs(seconds));
+        let first = at(NOW);
+        let renew = NOW + (SAS_LIFETIME - SAS_RENEW_BEFORE).as_secs();
+        assert_eq!(at(renew - 1), first);
+        let second = at(renew);
+        assert_ne!(second, first);
+        assert_eq!(at(renew + 1), second);
     }
 
     fn header(parameters: &[&str]) -> String {

@@ -1,12 +1,10 @@
-//! The calls of the REST interface, one request each. Errors say what a caller
-//! must decide by: whether the effect may have happened, and whether a retry helps.
+//! The calls of the REST interface, one request each.
 
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 use orchestrator_queue::Lock;
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -16,6 +14,8 @@ use crate::atom::{self, AtomError, Counts, QueueDescription};
 use crate::broker_properties::BrokerProperties;
 use crate::connection_string::ConnectionString;
 use crate::properties::{PropertyValue, is_custom};
+use crate::refusal::ApiError;
+use crate::sending::{SendRequest, path};
 use crate::wire::WireMessage;
 
 /// Idle connections kept to the namespace: as many as jobs and polls of a
@@ -30,85 +30,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 const SEND_TIMEOUT: Duration = Duration::from_secs(4);
 /// Largest answer read, in bytes: the largest message, and room.
 const ANSWER_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// How much of a refusal's text is told.
-const DETAIL_CHARS_MAX: usize = 300;
-/// What must be escaped in a path's segment.
-const SEGMENT: &AsciiSet = &CONTROLS
-    .add(b' ')
-    .add(b'"')
-    .add(b'#')
-    .add(b'%')
-    .add(b'<')
-    .add(b'>')
-    .add(b'?')
-    .add(b'`')
-    .add(b'{')
-    .add(b'}')
-    .add(b'/');
-
-/// Media type of a batch.
-const BATCH: &str = "application/vnd.microsoft.servicebus.json";
-
-/// Why a call did not do what it was to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ApiError {
-    /// No answer, or one that is cut off. The effect may have happened; a retry may help.
-    #[error("Service Bus does not answer: {0}")]
-    Unreachable(String),
-    /// The service is busy or failed inside. A retry helps, after the time it names.
-    #[error("Service Bus is busy ({status}): {detail}")]
-    Busy {
-        /// The status.
-        status: u16,
-        /// What it said.
-        detail: String,
-        /// When it wants to be asked again.
-        retry_after: Option<Duration>,
-    },
-    /// There is no credential to send: nothing was asked. A retry may help.
-    #[cfg_attr(
-        not(feature = "entra"),
-        expect(dead_code, reason = "only Entra ID has tokens")
-    )]
-    #[error("no token for Service Bus from Microsoft Entra ID: {0}")]
-    NoToken(String),
-    /// The credential is refused. A retry does not help until it is mended.
-    #[error("Service Bus refuses the credential ({status}): {detail}")]
-    Unauthorized {
-        /// The status.
-        status: u16,
-        /// What it said.
-        detail: String,
-    },
-    /// The queue does not exist, or (of a settlement) the lock is lost.
-    #[error("Service Bus knows no such entity or lock ({status}): {detail}")]
-    NotFound {
-        /// The status.
-        status: u16,
-        /// What it said.
-        detail: String,
-    },
-    /// The queue is full, or the message too large.
-    #[error("Service Bus refuses for quota ({status}): {detail}")]
-    Quota {
-        /// The status.
-        status: u16,
-        /// What it said.
-        detail: String,
-    },
-    /// The request is wrong. A retry does not help.
-    #[error("Service Bus refuses the request ({status}): {detail}")]
-    Refused {
-        /// The status.
-        status: u16,
-        /// What it said.
-        detail: String,
-    },
-    /// The answer is not one of Service Bus.
-    #[error("the answer is not one of Service Bus: {0}")]
-    Protocol(String),
-}
-
 /// A message that was received, with what only the receiver knows.
 #[derive(Debug)]
 pub struct Received {
@@ -161,28 +82,14 @@ impl Api {
         self.reach.subscribe()
     }
 
-    /// Sends a batch, as JSON made by [`super::sender`].
-    pub async fn send_batch(&self, queue: &str, items: Bytes) -> Result<(), ApiError> {
-        let request = self
-            .request(Method::POST, &format!("{}/messages", path(queue)))
-            .header(header::CONTENT_TYPE, BATCH)
-            .body(items);
-        self.call(request, SEND_TIMEOUT).await.map(|_| ())
-    }
-
-    /// Sends one message whose body is not text.
-    pub async fn send(&self, queue: &str, message: WireMessage) -> Result<(), ApiError> {
-        let mut request = self
-            .request(Method::POST, &format!("{}/messages", path(queue)))
-            .header("BrokerProperties", message.broker.to_header());
-        if let Some(content_type) = &message.content_type {
-            request = request.header(header::CONTENT_TYPE, content_type);
+    /// Sends messages, all of them in one request.
+    pub async fn send(&self, request: SendRequest) -> Result<(), ApiError> {
+        let mut sending = self.request(Method::POST, &request.path);
+        for (name, value) in request.headers {
+            sending = sending.header(name, value);
         }
-        for (name, value) in &message.custom {
-            request = request.header(name, value.to_header());
-        }
-        let request = request.body(message.body);
-        self.call(request, SEND_TIMEOUT).await.map(|_| ())
+        let sending = sending.body(request.body);
+        self.call(sending, SEND_TIMEOUT).await.map(|_| ())
     }
 
     /// Locks one message, waiting for one at the service.
@@ -381,43 +288,11 @@ async fn exchange(request: reqwest::RequestBuilder) -> Result<Answer, ApiError> 
         body: body.freeze(),
     };
     if status.is_success() {
-        Ok(answer)
-    } else {
-        Err(refusal(&answer))
+        return Ok(answer);
     }
-}
-
-fn refusal(answer: &Answer) -> ApiError {
-    let status = answer.status.as_u16();
-    let detail = detail(&answer.body);
-    match status {
-        401 => ApiError::Unauthorized { status, detail },
-        403 if detail.contains("claim") || detail.contains("Token") => {
-            ApiError::Unauthorized { status, detail }
-        }
-        403 | 413 => ApiError::Quota { status, detail },
-        404 | 410 => ApiError::NotFound { status, detail },
-        408 | 429 | 500..=599 => ApiError::Busy {
-            status,
-            detail,
-            retry_after: answer
-                .headers
-                .get(header::RETRY_AFTER)
-                .and_then(|value| value.to_str().ok()?.parse().ok())
-                .map(Duration::from_secs),
-        },
-        _ => ApiError::Refused { status, detail },
-    }
-}
-
-/// The words between `<Detail>` and its end, or the beginning of whatever it is.
-fn detail(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let inner = text
-        .split_once("<Detail>")
-        .and_then(|(_, rest)| rest.split_once("</Detail>"))
-        .map_or(text.as_ref(), |(inner, _)| inner);
-    inner.chars().take(DETAIL_CHARS_MAX).collect()
+    let retry_after = answer.headers.get(header::RETRY_AFTER);
+    let retry_after = retry_after.and_then(|value| value.to_str().ok());
+    Err(ApiError::of(status.as_u16(), retry_after, &answer.body))
 }
 
 /// The innermost cause: reqwest's own words only say that sending failed.
@@ -431,13 +306,4 @@ fn cause(error: &reqwest::Error) -> String {
     } else {
         cause.to_string()
     }
-}
-
-/// A queue's path, its parts escaped.
-fn path(queue: &str) -> String {
-    queue
-        .split('/')
-        .map(|segment| utf8_percent_encode(segment, SEGMENT).to_string())
-        .collect::<Vec<_>>()
-        .join("/")
 }

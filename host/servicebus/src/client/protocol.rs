@@ -51,8 +51,6 @@ pub const ATTEMPTS: &str = "orchestrator-attempts";
 pub const ENQUEUED_AT: &str = "orchestrator-enqueued-at";
 /// Property of a copy: its attempts so far as JSON, without their logs.
 pub const HISTORY: &str = "orchestrator-history";
-/// Property of a message whose media type the batch form cannot carry.
-pub const CONTENT_TYPE: &str = "orchestrator-content-type";
 /// Names that the service gives a dead letter's reason and description.
 pub const DEAD_LETTER_REASON: &str = "DeadLetterReason";
 /// See [`DEAD_LETTER_REASON`].

@@ -13,12 +13,14 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::api::{Api, ApiError, Received};
+use super::api::{Api, Received};
 use super::ledger::{Ledger, Record};
-use super::protocol::{CONTENT_TYPE, CopyFor, Lineage, PARKED, copy, without_history};
+use super::protocol::{CopyFor, Lineage, PARKED, copy, without_history};
 use super::receiver::{Arrival, Receiver};
 use super::sender::Sender;
 use crate::atom::{self, QueueDescription};
+use crate::refusal::ApiError;
+use crate::sending::CONTENT_TYPE;
 use crate::wire::WireMessage;
 
 /// A lock is counted as lost this long before the service says so: times on the

@@ -13,7 +13,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::Instant;
 
-use super::api::{Api, ApiError, Received};
+use super::api::{Api, Received};
+use crate::refusal::ApiError;
 
 /// How long one poll waits at the service: what a stopping host waits for its
 /// last polls, and six requests a minute on an idle queue.

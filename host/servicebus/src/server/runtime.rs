@@ -25,10 +25,9 @@ use super::path::{Entity, Locked, Runtime};
 use super::{Call, Server, at_ms, read};
 use crate::broker_properties::{BROKER_PROPERTIES_BYTES_MAX, BrokerProperties};
 use crate::properties::{Leniency, PROPERTY_TEXT_BYTES_MAX, PropertyValue, is_custom};
+use crate::sending::BATCH;
 use crate::wire::WireMessage;
 
-/// Media type of a batch.
-pub const BATCH: &str = "application/vnd.microsoft.servicebus.json";
 /// Name of the header with what the broker knows.
 pub const BROKER_PROPERTIES: &str = "brokerproperties";
 /// How long a poll waits that does not say, and at most: what clients expect.
