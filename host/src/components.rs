@@ -13,6 +13,7 @@
 //! | record written | the new version, from the next start on |
 //! | published | the new version |
 
+pub mod dependencies;
 mod signature;
 pub mod slot;
 pub mod store;

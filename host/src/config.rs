@@ -4,18 +4,21 @@
 //! of bounds is an error that names file, line and key. This is the only
 //! module that reads the environment's variables for the application.
 
+mod dependencies;
 mod lock;
 mod manifest;
 mod route;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orchestrator_appinsights::connection_string as application_insights;
+use orchestrator_engine::compose::{Capability, DependencyName};
 use orchestrator_engine::http::HttpLimits;
 use orchestrator_engine::outbound::AllowedHosts;
+use orchestrator_engine::worker::Grants;
 use orchestrator_queue::QueueConfig;
 use orchestrator_servicebus::connection_string::ConnectionString;
 
@@ -69,6 +72,33 @@ pub struct ComponentConfig {
     pub environment: Vec<(String, String)>,
     /// How it is built, if it says.
     pub build: Option<Build>,
+    /// Components that it is composed with where this host does not offer
+    /// what they do.
+    pub dependencies: Vec<DependencyConfig>,
+}
+
+impl ComponentConfig {
+    /// What it may see.
+    pub(crate) fn grants(&self) -> Grants {
+        Grants::new(
+            self.variables.clone(),
+            self.environment.clone(),
+            self.allowed_hosts.clone(),
+        )
+    }
+}
+
+/// One entry of `[component.NAME.dependencies]`.
+#[derive(Clone, Debug)]
+pub struct DependencyConfig {
+    /// The imports that it is for.
+    pub name: DependencyName,
+    /// Its WebAssembly file.
+    pub source: PathBuf,
+    /// The export to take; none: the one that is named as the import is.
+    pub export: Option<String>,
+    /// What it may use of what its parent is granted.
+    pub inherits: BTreeSet<Capability>,
 }
 
 /// `[component.NAME.build]`.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use orchestrator_engine::compose::Kind;
 use orchestrator_engine::guest_log::{LogSink, Said};
 use orchestrator_engine::http::HttpComponent;
-use orchestrator_engine::worker::Grants;
 use orchestrator_engine::{Outbox, Runtime, RuntimeConfig, WorkerComponent};
 use orchestrator_queue::Retention;
 use orchestrator_queue::local::{Broker, BrokerOptions, Clock, Health, OpenError};
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::components::dependencies::composed;
 use crate::components::store::VersionStore;
 use crate::components::swapper::{self, Load, Unfit};
 use crate::components::{self, HttpSlot, Place, Slot, Swapper, TrustedKeys, WorkerSlot};
@@ -537,14 +538,17 @@ impl Loading {
                 continue;
             }
             let (config, runtime) = (config.clone(), self.runtime.clone());
-            let trigger = trigger.clone();
+            let (trigger, keys) = (trigger.clone(), self.keys.clone());
             let canary = trigger.canary;
             let load: Load<WorkerComponent> = Box::new(move |bytes| {
                 let (config, runtime, trigger) = (config.clone(), runtime.clone(), trigger.clone());
+                let keys = keys.clone();
                 Box::pin(async move {
-                    let grants = grants(&config.components[&trigger.component]);
+                    let component = &config.components[&trigger.component];
+                    let source = composed(component, Kind::Worker, &keys, bytes).await?;
                     let limits = trigger.dispatch.limits;
-                    let loaded = WorkerComponent::load(&runtime, bytes, grants, limits).await;
+                    let loaded =
+                        WorkerComponent::load(&runtime, source, component.grants(), limits).await;
                     loaded.map_err(Unfit::from)
                 })
             });
@@ -553,17 +557,19 @@ impl Loading {
         let mut http = Vec::new();
         for id in config.router.components() {
             let (config, runtime) = (config.clone(), self.runtime.clone());
-            let (name, outbox) = (id.clone(), outbox.clone());
+            let (name, outbox, keys) = (id.clone(), outbox.clone(), self.keys.clone());
             let sink = log_sink(id, &self.telemetry);
             // Shared by all versions: two of them serve no more than one did.
             let permits = config.host.http.permits();
             let load: Load<HttpComponent> = Box::new(move |bytes| {
                 let (config, runtime, name) = (config.clone(), runtime.clone(), name.clone());
                 let (outbox, sink, permits) = (outbox.clone(), sink.clone(), permits.clone());
+                let keys = keys.clone();
                 Box::pin(async move {
-                    let grants = grants(&config.components[&name]);
-                    let limits = config.host.http.clone();
-                    HttpComponent::load(&runtime, bytes, grants, limits, permits, outbox, sink)
+                    let component = &config.components[&name];
+                    let source = composed(component, Kind::Http, &keys, bytes).await?;
+                    let (grants, limits) = (component.grants(), config.host.http.clone());
+                    HttpComponent::load(&runtime, source, grants, limits, permits, outbox, sink)
                         .await
                         .map_err(Unfit::from)
                 })
@@ -615,10 +621,16 @@ pub(crate) async fn worker_of(
     config: &Config,
     trigger: &QueueTrigger,
     runtime: &Runtime,
+    keys: &TrustedKeys,
     bytes: Vec<u8>,
 ) -> Result<Arc<WorkerComponent>, HostError> {
     let component = &config.components[&trigger.component];
-    WorkerComponent::load(runtime, bytes, grants(component), trigger.dispatch.limits)
+    let loaded = async {
+        let source = composed(component, Kind::Worker, keys, bytes).await?;
+        let limits = trigger.dispatch.limits;
+        WorkerComponent::load(runtime, source, component.grants(), limits).await
+    };
+    loaded
         .await
         .map_err(|error| refused(&trigger.component, &component.source, &error))
 }
@@ -628,6 +640,7 @@ pub(crate) async fn http_component_of(
     config: &Config,
     id: &str,
     runtime: &Runtime,
+    keys: &TrustedKeys,
     bytes: Vec<u8>,
     outbox: Outbox,
     logs: LogSink,
@@ -635,17 +648,14 @@ pub(crate) async fn http_component_of(
     let component = &config.components[id];
     let limits = config.host.http.clone();
     let permits = limits.permits();
-    HttpComponent::load(
-        runtime,
-        bytes,
-        grants(component),
-        limits,
-        permits,
-        outbox,
-        logs,
-    )
-    .await
-    .map_err(|error| refused(id, &component.source, &error))
+    let loaded = async {
+        let source = composed(component, Kind::Http, keys, bytes).await?;
+        let grants = component.grants();
+        HttpComponent::load(runtime, source, grants, limits, permits, outbox, logs).await
+    };
+    loaded
+        .await
+        .map_err(|error| refused(id, &component.source, &error))
 }
 
 /// A component's bytes.
@@ -673,14 +683,6 @@ fn refused(id: &str, path: &Path, why: &dyn std::fmt::Display) -> HostError {
         path: path.display().to_string(),
         why: why.to_string(),
     }
-}
-
-fn grants(component: &ComponentConfig) -> Grants {
-    Grants::new(
-        component.variables.clone(),
-        component.environment.clone(),
-        component.allowed_hosts.clone(),
-    )
 }
 
 fn log_sink(id: &str, telemetry: &Telemetry) -> LogSink {

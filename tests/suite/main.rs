@@ -5,6 +5,7 @@
 mod bad_wire;
 mod chaos;
 mod commands;
+mod composed;
 mod dashboards;
 #[cfg(target_os = "linux")]
 mod faulty_disk;
@@ -19,4 +20,5 @@ mod soak;
 mod spin;
 mod swap;
 mod telemetry;
+mod two_ways;
 mod wire;

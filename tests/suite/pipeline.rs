@@ -1,4 +1,4 @@
-//! From POST to completion, through kills and stops.
+//! From POST to completion, wherever the queue is, and through kills and stops.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,32 +6,73 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::rig::{Rig, manifest};
+use crate::two_ways::Ends;
 
 #[tokio::test]
 async fn a_job_is_accepted_done_and_its_page_shows_the_result() {
-    let rig = Rig::up(&manifest(&[("jobs", "worker", "")]));
-    let response = rig
-        .post(&json!({ "jobType": "demo", "jobId": "one", "payload": { "n": 1 } }))
-        .await
-        .unwrap();
-    assert_eq!(response.status(), 202);
-    assert_eq!(response.headers()["location"], "/api/jobs/one");
-    assert_eq!(
-        response.json::<serde_json::Value>().await.unwrap(),
-        json!({ "jobId": "one", "status": "accepted" })
-    );
-    rig.completed("one").await;
-    let (status, page) = rig.get("/api/jobs/one").await;
-    assert_eq!((status, &page["attempts"]), (200, &json!(1)));
-    // printf '{"n":1}' | sha256sum
-    let sha256 = "2bfd14f43d17fc7cea24e0917a8879b4b2f880b8baeec1b9d90fbaad655e71bd";
-    assert_eq!(page["result"], json!({ "sha256": sha256, "length": 7 }));
-    assert_eq!(rig.get("/api/jobs/nobody").await.0, 404);
-    let (_, metrics) = rig.ops_text("/metrics").await;
-    assert!(
-        metrics.contains("orchestrator_job_success_total{queue=\"jobs\"} 1"),
-        "{metrics}"
-    );
+    for ends in Ends::both("worker", "").await {
+        println!("{}", ends.name);
+        let body = json!({ "jobType": "demo", "jobId": "one", "payload": { "n": 1 } });
+        let response = ends.front.post(&body).await.unwrap();
+        assert_eq!(response.status(), 202, "{}", response.text().await.unwrap());
+        assert_eq!(response.headers()["location"], "/api/jobs/one");
+        assert_eq!(
+            response.json::<serde_json::Value>().await.unwrap(),
+            json!({ "jobId": "one", "status": "accepted" })
+        );
+        let rig = ends.worker();
+        rig.completed("one").await;
+        let (status, page) = rig.get("/api/jobs/one").await;
+        assert_eq!((status, &page["attempts"]), (200, &json!(1)));
+        // printf '{"n":1}' | sha256sum
+        let sha256 = "2bfd14f43d17fc7cea24e0917a8879b4b2f880b8baeec1b9d90fbaad655e71bd";
+        assert_eq!(page["result"], json!({ "sha256": sha256, "length": 7 }));
+        assert_eq!(rig.get("/api/jobs/nobody").await.0, 404);
+        assert_eq!(rig.succeeded(1).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_gets_what_the_client_sent_to_the_last_byte() {
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    // Blanks, an escape and digits that a second writer would change.
+    let payload = "{ \"n\" : 1.50,\"\\u00e4\":\"☃\" }";
+    let body = |id: &str| {
+        format!(
+            "{{\"jobType\":\"ty☃pe\",\"jobId\":\"{id}\",\"payload\":{payload},\"properties\":{{\"tenant\":\"a\\\"b☃\",\"number\":\"007\",\"empty\":\"\"}}}}"
+        )
+    };
+    for ends in Ends::both("tells_job", "").await {
+        for trace in [None, Some(TRACE)] {
+            let id = trace.map_or("untraced", |_| "traced");
+            let mut request = ends
+                .front
+                .client()
+                .post(format!("http://{}/api/IngestJob", ends.front.app_address()))
+                .header("content-type", "application/json")
+                .body(body(id));
+            if let Some(trace) = trace {
+                request = request.header("traceparent", trace);
+            }
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 202, "{}", response.text().await.unwrap());
+            assert_eq!(
+                ends.worker().completed(id).await["result"],
+                json!({
+                    "id": id,
+                    "jobType": "ty☃pe",
+                    "payload": payload,
+                    "contentType": "application/json",
+                    "properties": { "tenant": "a\"b☃", "number": "007", "empty": "" },
+                    "queue": "jobs",
+                    "attempt": 1,
+                    "traceparent": trace,
+                }),
+                "{}",
+                ends.name
+            );
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,26 +181,32 @@ async fn a_job_that_outlasts_the_stop_is_given_back_and_spends_no_attempt() {
 
 #[tokio::test]
 async fn a_delayed_job_waits_and_a_repeated_id_runs_once() {
-    let rig = Rig::up(&manifest(&[("jobs", "worker", "")]));
-    let body = json!({ "jobType": "t", "jobId": "later", "payload": 1, "delaySeconds": 1 });
-    for _ in 0..3 {
-        assert_eq!(rig.post(&body).await.unwrap().status(), 202);
+    for ends in Ends::both("worker", "").await {
+        let began = jiff::Timestamp::now().as_millisecond();
+        let body = |payload: i32| json!({ "jobType": "t", "jobId": "later", "payload": payload, "delaySeconds": 1 });
+        for payload in 0..3 {
+            let response = ends.front.post(&body(payload)).await.unwrap();
+            assert_eq!(response.status(), 202, "{}", response.text().await.unwrap());
+        }
+        let rig = ends.worker();
+        if ends.bus.is_none() {
+            assert_eq!(rig.get("/api/jobs/later").await.1["state"], "scheduled");
+        }
+        let job = rig.completed("later").await;
+        assert_eq!(job["deliveryCount"], 1);
+        let finished: jiff::Timestamp = job["finishedAt"].as_str().unwrap().parse().unwrap();
+        assert!(finished.as_millisecond() - began >= 1_000, "{job}");
+        // printf 0 | sha256sum
+        let sha256 = "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9";
+        assert_eq!(
+            job["result"]["sha256"], sha256,
+            "the first one's payload stands"
+        );
+        // What would have come of a second message comes before this one.
+        ends.front.accepted("after", json!({})).await;
+        rig.completed("after").await;
+        assert_eq!(rig.succeeded(2).await, 2, "{}", ends.name);
     }
-    assert_eq!(rig.get("/api/jobs/later").await.1["state"], "scheduled");
-    let job = rig.completed("later").await;
-    assert_eq!(job["deliveryCount"], 1);
-    let millis = |field: &str| {
-        job[field]
-            .as_str()
-            .unwrap()
-            .parse::<jiff::Timestamp>()
-            .unwrap()
-            .as_millisecond()
-    };
-    assert!(
-        millis("finishedAt") - millis("enqueuedAt") >= 1_000,
-        "{job}"
-    );
 }
 
 #[tokio::test]

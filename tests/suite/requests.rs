@@ -1,9 +1,11 @@
-//! Bad requests: told what is wrong, never a 5xx, never a stuck connection.
+//! Bad requests: told what is wrong, never a 5xx, never a stuck connection,
+//! wherever the queue is.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use crate::rig::{Rig, manifest};
+use crate::two_ways::Ends;
 
 /// Sends bytes as they are and reads until the other side closes.
 fn raw(rig: &Rig, request: &[u8]) -> String {
@@ -23,9 +25,17 @@ fn post(rig: &Rig, content_type: &str, body: &[u8]) -> (u16, String) {
     (answer[9..12].parse().unwrap(), answer)
 }
 
-#[test]
-fn a_bad_request_is_told_everything_that_is_wrong_with_it() {
-    let rig = Rig::up(&manifest(&[("jobs", "worker", "")]));
+#[tokio::test]
+async fn bad_requests_are_told_what_is_wrong_with_them_on_both_ways() {
+    for ends in Ends::both("worker", "").await {
+        println!("{}", ends.name);
+        a_bad_request_is_told_everything_that_is_wrong_with_it(&ends.front);
+        a_problem_names_the_path_without_its_query(&ends.front);
+        a_wrong_method_is_told_the_right_one(&ends.front);
+    }
+}
+
+fn a_bad_request_is_told_everything_that_is_wrong_with_it(rig: &Rig) {
     let deep = format!(
         "{{\"jobType\":\"t\",\"payload\":{}{}}}",
         "[".repeat(5_000),
@@ -74,17 +84,15 @@ fn a_bad_request_is_told_everything_that_is_wrong_with_it() {
         ),
         (json, br#"{"jobType":"t","payload":1}"#, 202, "accepted"),
     ] {
-        let (got, answer) = post(&rig, content_type, body);
+        let (got, answer) = post(rig, content_type, body);
         assert_eq!(got, status, "{answer}");
         assert!(answer.contains(told), "{told} is missing from {answer}");
     }
 }
 
-#[test]
-fn a_problem_names_the_path_without_its_query() {
-    let rig = Rig::up(&manifest(&[("jobs", "worker", "")]));
+fn a_problem_names_the_path_without_its_query(rig: &Rig) {
     let answer = raw(
-        &rig,
+        rig,
         b"GET /api/IngestJob?secret=1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
     );
     assert!(
@@ -93,11 +101,9 @@ fn a_problem_names_the_path_without_its_query() {
     );
 }
 
-#[test]
-fn a_wrong_method_is_told_the_right_one() {
-    let rig = Rig::up(&manifest(&[("jobs", "worker", "")]));
+fn a_wrong_method_is_told_the_right_one(rig: &Rig) {
     let answer = raw(
-        &rig,
+        rig,
         b"DELETE /api/IngestJob HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
     );
     assert!(
@@ -105,7 +111,7 @@ fn a_wrong_method_is_told_the_right_one() {
         "{answer}"
     );
     let answer = raw(
-        &rig,
+        rig,
         b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
     );
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");

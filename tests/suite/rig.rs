@@ -45,7 +45,7 @@ static COMPONENTS: LazyLock<PathBuf> = LazyLock::new(|| {
         cargo.arg(&target).current_dir(root);
         cargo
     };
-    run(cargo().args(["-p", "ingest", "-p", "worker"]));
+    run(cargo().args(["-p", "ingest", "-p", "worker", "-p", "servicebus-queue"]));
     run(cargo().args(["-p", "guests", "--examples"]));
     target.join("wasm32-wasip2/release")
 });
@@ -55,10 +55,11 @@ fn run(command: &mut Command) {
     assert!(status.success(), "{command:?} ended with {status}");
 }
 
-/// The path of a component: `ingest`, `worker`, or one of the test guests.
+/// The path of a component: `ingest`, `worker`, `servicebus_queue`, or one of
+/// the test guests.
 pub fn component(name: &str) -> String {
     let path = match name {
-        "ingest" | "worker" => COMPONENTS.join(format!("{name}.wasm")),
+        "ingest" | "worker" | "servicebus_queue" => COMPONENTS.join(format!("{name}.wasm")),
         guest => COMPONENTS.join(format!("examples/{}.wasm", guest.replace('-', "_"))),
     };
     assert!(path.exists(), "{} was not built", path.display());
@@ -495,6 +496,24 @@ impl Rig {
                 began.elapsed() < PATIENCE,
                 "job {id} is not in {states:?}: {job}"
             );
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// The number of jobs of the queue `jobs` that the host counts as done, once
+    /// it is at least this. Over the wire that is later than the job's page.
+    pub async fn succeeded(&self, at_least: u64) -> u64 {
+        let began = Instant::now();
+        loop {
+            let (_, metrics) = self.ops_text("/metrics").await;
+            let name = "orchestrator_job_success_total{queue=\"jobs\"} ";
+            let mut lines = metrics.lines();
+            let count = lines.find_map(|line| line.strip_prefix(name));
+            let count = count.map_or(0, |count| count.parse().unwrap());
+            if count >= at_least {
+                return count;
+            }
+            assert!(began.elapsed() < PATIENCE, "{count} of {at_least} are done");
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }

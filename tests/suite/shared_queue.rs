@@ -6,49 +6,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orchestrator_servicebus::atom::{self, QueueDescription};
-use orchestrator_servicebus::sas;
-use orchestrator_servicebus::secret::Secret;
 use serde_json::{Value, json};
 
 use crate::rig::{Rig, Way, manifest};
+use crate::two_ways::{self, KEY, KEY_NAME, management};
 use crate::wire::ToxicNetwork;
 
-pub const KEY_NAME: &str = "RootManageSharedAccessKey";
-pub const KEY: &str = "SAS_KEY_VALUE";
 /// Short, so that what a killed host held comes back soon.
 const LOCK: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A process that keeps the queue and does no work.
 pub async fn bus() -> Rig {
-    let way = Way {
-        arguments: vec!["--quiet"],
-        serves_bus: true,
-        ..Way::default()
-    };
-    let empty = "spin_manifest_version = 2\n[application]\nname = \"bus\"\n";
-    let bus = Rig::up_in(empty, way);
     let description = QueueDescription {
         lock_duration: Some(LOCK),
         requires_duplicate_detection: Some(true),
         ..QueueDescription::default()
     };
-    let created = management(&bus, reqwest::Method::PUT)
-        .body(atom::description_entry(&description))
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(created.status(), 201, "{}", created.text().await.unwrap());
-    bus
-}
-
-fn management(bus: &Rig, method: reqwest::Method) -> reqwest::RequestBuilder {
-    let expires_at = u64::MAX / 2;
-    let token = sas::sign(bus.bus(), KEY_NAME, &Secret::new(KEY), expires_at);
-    let url = format!("{}/jobs", bus.bus());
-    bus.client()
-        .request(method, url)
-        .header("authorization", token)
+    two_ways::bus(&description).await
 }
 
 /// Messages that wait or are locked, scheduled ones, and dead ones.

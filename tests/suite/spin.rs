@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use url::Url;
 
 use crate::rig::{Rig, component};
-use crate::shared_queue::{self, KEY, KEY_NAME};
+use crate::shared_queue;
+use crate::two_ways::{KEY, KEY_NAME};
 
 const NAME: &str = "trigger-servicebus";
 const PATIENCE: Duration = Duration::from_secs(60);

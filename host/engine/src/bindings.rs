@@ -37,4 +37,52 @@ pub mod worker_sync {
     });
 }
 
+/// The interfaces that guests built for Spin read their variables through.
+pub mod variables {
+    wasmtime::component::bindgen!({
+        inline: "
+            package orchestrator:variables;
+
+            world reader {
+                import fermyon:spin/variables@2.0.0;
+                import spin:variables/variables@3.0.0;
+                import wasi:config/store@0.2.0-draft-2024-09-27;
+            }
+
+            package fermyon:spin@2.0.0 {
+                interface variables {
+                    variant error {
+                        invalid-name(string),
+                        undefined(string),
+                        provider(string),
+                        other(string),
+                    }
+                    get: func(name: string) -> result<string, error>;
+                }
+            }
+
+            package spin:variables@3.0.0 {
+                interface variables {
+                    variant error {
+                        invalid-name(string),
+                        undefined(string),
+                        provider(string),
+                        other(string),
+                    }
+                    get: async func(name: string) -> result<string, error>;
+                }
+            }
+
+            package wasi:config@0.2.0-draft-2024-09-27 {
+                interface store {
+                    variant error { upstream(string), io(string) }
+                    get: func(key: string) -> result<option<string>, error>;
+                    get-all: func() -> result<list<tuple<string, string>>, error>;
+                }
+            }
+        ",
+        imports: { default: trappable },
+    });
+}
+
 pub use ingest::orchestrator::pipeline::{queue, telemetry, types};

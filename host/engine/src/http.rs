@@ -25,6 +25,7 @@ use wasmtime_wasi_http::handler::{
 };
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
 
+use crate::compose::Source;
 use crate::guest_log::{GuestLog, LogSink};
 use crate::loader::{self, LoadError, LoadTimes, TRIAL_START_MAX, one_line};
 use crate::outbox::Outbox;
@@ -149,16 +150,16 @@ impl HttpComponent {
     /// Compiles, checks and starts a component once.
     pub async fn load(
         runtime: &Runtime,
-        bytes: Vec<u8>,
+        source: impl Into<Source>,
         grants: Grants,
         limits: HttpLimits,
         permits: Arc<Semaphore>,
         outbox: Outbox,
         logs: LogSink,
     ) -> Result<Arc<Self>, LoadError> {
-        let digest = loader::digest(&bytes);
+        let Source { digest, bytes } = source.into();
         let began = Instant::now();
-        let component = loader::compile(runtime, &digest, bytes).await?;
+        let component = loader::compile(runtime, bytes).await?;
         let (compile, began) = (began.elapsed(), Instant::now());
         let name = loader::find_export(
             runtime,
@@ -214,7 +215,7 @@ impl HttpComponent {
         self.times
     }
 
-    /// SHA-256 of its bytes, in hexadecimal.
+    /// SHA-256 of its own file, in hexadecimal.
     pub fn digest(&self) -> &str {
         &self.digest
     }

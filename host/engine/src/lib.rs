@@ -15,10 +15,12 @@
 //! | [`worker`] | one attempt: a fresh instance, its limits, one [`Outcome`] |
 //! | [`http`] | an HTTP component: reused instances, one response per request |
 //! | [`guest_log`] | what a guest prints, logs and measures, bounded |
+//! | [`compose`] | a component and its dependencies made into one |
 //! | [`outbound`] | which hosts a guest may call |
 
 mod bindings;
 mod compiled;
+pub mod compose;
 mod cpu_time;
 pub mod guest_log;
 pub mod http;
@@ -28,6 +30,7 @@ pub mod outbound;
 mod outbox;
 pub mod runtime;
 mod state;
+mod variables;
 pub mod worker;
 
 pub use outbox::{Outbox, OutboxError, OutboxMessage, OutboxReceipt};

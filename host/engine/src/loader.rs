@@ -9,6 +9,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre, Linker};
 
+use crate::compose::ComposeError;
 use crate::runtime::Runtime;
 use crate::state::GuestState;
 
@@ -42,6 +43,9 @@ pub enum LoadError {
         /// What there is.
         found: String,
     },
+    /// It and its dependencies do not become one.
+    #[error(transparent)]
+    Composition(#[from] ComposeError),
     /// It wants something that this host does not offer.
     #[error("it needs something that this host does not offer: {0}")]
     MissingImport(String),
@@ -102,14 +106,12 @@ pub fn digest(bytes: &[u8]) -> String {
 
 /// Compiles (or finds compiled) on a blocking thread, so that neither jobs nor
 /// requests wait for it.
-pub(crate) async fn compile(
-    runtime: &Runtime,
-    digest: &str,
-    bytes: Vec<u8>,
-) -> Result<Component, LoadError> {
+pub(crate) async fn compile(runtime: &Runtime, bytes: Vec<u8>) -> Result<Component, LoadError> {
     check_preamble(&bytes)?;
-    let (runtime, digest) = (runtime.clone(), digest.to_owned());
+    let runtime = runtime.clone();
     tokio::task::spawn_blocking(move || {
+        // Of what is compiled, which need not be one file.
+        let digest = digest(&bytes);
         runtime
             .compiled()
             .load(runtime.engine(), &digest, &bytes)
@@ -119,7 +121,7 @@ pub(crate) async fn compile(
     .map_err(|error| LoadError::Host(error.to_string()))?
 }
 
-fn check_preamble(bytes: &[u8]) -> Result<(), LoadError> {
+pub(crate) fn check_preamble(bytes: &[u8]) -> Result<(), LoadError> {
     let Some(version) = bytes.strip_prefix(WASM_MAGIC) else {
         return Err(LoadError::NotWasm);
     };
@@ -161,12 +163,12 @@ pub(crate) fn imports(runtime: &Runtime, component: &Component) -> Vec<String> {
         .collect()
 }
 
-fn list(names: &[&str]) -> String {
+pub(crate) fn list(names: &[impl AsRef<str>]) -> String {
     match names {
         [] => "nothing".to_owned(),
         names => names
             .iter()
-            .map(|name| format!("`{name}`"))
+            .map(|name| format!("`{}`", name.as_ref()))
             .collect::<Vec<_>>()
             .join(", "),
     }

@@ -54,6 +54,11 @@ impl AllowedHosts {
             .map(Self)
     }
 
+    /// True if a guest may call nobody.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// True if a guest may call this address.
     pub fn allows(&self, uri: &Uri) -> bool {
         let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.host()) else {

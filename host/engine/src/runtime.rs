@@ -8,11 +8,11 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Result,
 };
-use wasmtime_wasi_config::WasiConfig;
 
 use crate::bindings::{queue, telemetry, types};
 use crate::compiled::CompiledCache;
 use crate::state::GuestState;
+use crate::variables;
 
 /// How often running guests yield to the runtime. A busy guest holds a thread
 /// for at most this long before others get their turn; shorter costs wake-ups.
@@ -168,9 +168,7 @@ fn standard_linker(engine: &Engine) -> Result<Linker<GuestState>> {
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
-    wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut GuestState| {
-        WasiConfig::from(state.variables())
-    })?;
+    variables::add_to_linker(&mut linker)?;
     types::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     telemetry::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
     Ok(linker)

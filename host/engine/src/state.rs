@@ -1,18 +1,20 @@
 //! What one instance owns on the host's side, and the host functions that a
 //! guest reaches through it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use wasmtime::component::{Accessor, HasSelf, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
-use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::bindings::{queue, telemetry, types};
+use crate::compose::Capability;
 use crate::guest_log::{GuestLog, Level};
 use crate::limits::MemoryLimit;
 use crate::outbound::{AllowedHosts, OutboundHooks};
 use crate::outbox::{Outbox, OutboxError, OutboxMessage, OutboxReceipt};
+use crate::variables::Variables;
 
 /// Messages that one `send-many` may hold.
 const SEND_MANY_MAX: usize = 1_000;
@@ -20,8 +22,8 @@ const SEND_MANY_MAX: usize = 1_000;
 /// What the manifest lets a component see. Without it: nothing.
 #[derive(Clone, Default)]
 pub struct Grants {
-    /// Variables, read through `wasi:config/store`.
-    pub variables: Arc<WasiConfigVariables>,
+    /// Variables, read through `wasi:config/store` or Spin's own interfaces.
+    pub variables: Arc<Variables>,
     /// Environment variables.
     pub environment: Arc<[(String, String)]>,
     /// Hosts it may call over HTTP.
@@ -41,6 +43,21 @@ impl Grants {
             allowed_hosts,
         }
     }
+
+    /// Which kinds of things it grants any of.
+    pub fn capabilities(&self) -> BTreeSet<Capability> {
+        [
+            (
+                Capability::AllowedOutboundHosts,
+                !self.allowed_hosts.is_empty(),
+            ),
+            (Capability::Environment, !self.environment.is_empty()),
+            (Capability::Variables, !self.variables.is_empty()),
+        ]
+        .into_iter()
+        .filter_map(|(capability, is_granted)| is_granted.then_some(capability))
+        .collect()
+    }
 }
 
 /// The data of one store.
@@ -49,7 +66,7 @@ pub(crate) struct GuestState {
     table: ResourceTable,
     http: WasiHttpCtx,
     hooks: OutboundHooks,
-    variables: Arc<WasiConfigVariables>,
+    variables: Arc<Variables>,
     pub memory: MemoryLimit,
     pub log: GuestLog,
     outbox: Option<Outbox>,
@@ -90,7 +107,7 @@ impl GuestState {
         self.hooks.traceparent = traceparent.and_then(|text| text.parse().ok());
     }
 
-    pub fn variables(&self) -> &WasiConfigVariables {
+    pub fn variables(&self) -> &Variables {
         &self.variables
     }
 }

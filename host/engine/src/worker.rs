@@ -7,6 +7,7 @@ use wasmtime::component::Accessor;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
 use crate::bindings::{types, worker, worker_sync};
+use crate::compose::Source;
 use crate::cpu_time::CpuTime;
 use crate::guest_log::{GuestLog, Recording, cut};
 use crate::loader::{self, LoadError, LoadTimes, TRIAL_START_MAX, one_line};
@@ -164,13 +165,13 @@ impl WorkerComponent {
     /// Compiles, checks and starts a component once, under `limits`.
     pub async fn load(
         runtime: &Runtime,
-        bytes: Vec<u8>,
+        source: impl Into<Source>,
         grants: Grants,
         limits: Limits,
     ) -> Result<Arc<Self>, LoadError> {
-        let digest = loader::digest(&bytes);
+        let Source { digest, bytes } = source.into();
         let began = Instant::now();
-        let component = loader::compile(runtime, &digest, bytes).await?;
+        let component = loader::compile(runtime, bytes).await?;
         let (compile, began) = (began.elapsed(), Instant::now());
         let name = loader::find_export(
             runtime,
@@ -214,7 +215,7 @@ impl WorkerComponent {
         self.times
     }
 
-    /// SHA-256 of its bytes, in hexadecimal.
+    /// SHA-256 of its own file, in hexadecimal.
     pub fn digest(&self) -> &str {
         &self.digest
     }

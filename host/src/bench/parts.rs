@@ -18,6 +18,7 @@ use tokio::runtime::Runtime;
 use super::load::{Bodies, Connection};
 use super::{BenchError, Plan, Sample, fresh_dir, latencies, micros, repeat, runtime};
 use crate::clock::now_ms;
+use crate::components::TrustedKeys;
 use crate::host::{read, runtime_config_of, worker_of};
 
 /// Messages put there for each second of receiving and settling: more than it gets through.
@@ -170,9 +171,10 @@ pub fn attempts(plan: &Plan) -> Result<Sample, BenchError> {
         let engine =
             Engine::new(&runtime_config_of(&plan.config, &plan.compiled_dir)).map_err(refused)?;
         let limits = trigger.dispatch.limits;
+        let keys = TrustedKeys::read(&plan.dir).map_err(refused)?;
         let id = &trigger.component;
         let bytes = read(id, &plan.config.components[id]).await?;
-        let worker = worker_of(&plan.config, trigger, &engine, bytes).await?;
+        let worker = worker_of(&plan.config, trigger, &engine, &keys, bytes).await?;
         let job = || Job {
             id: "bench".to_owned(),
             job_type: "bench".to_owned(),

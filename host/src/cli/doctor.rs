@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use orchestrator_engine::compose::{DependencyName, Fate, Kind};
 use orchestrator_engine::http::HttpComponent;
 use orchestrator_engine::{Outbox, Runtime};
 use orchestrator_servicebus::client::{self as servicebus, Look};
@@ -17,6 +18,8 @@ use super::{
     CliError, DoctorArgs, Output, build, client, compiled_dir, environment, failed, print,
     print_json, state_dir,
 };
+use crate::components::TrustedKeys;
+use crate::components::dependencies::fates;
 use crate::config::{Config, QueueTrigger};
 use crate::host::{self, HostError};
 
@@ -78,7 +81,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), CliError> {
             let state_dir = state_dir(args.state_dir.clone(), &config);
             findings.extend(disk(&state_dir, config.host.free_disk_bytes_min));
             let compiled_dir = compiled_dir(environment("ORCHESTRATOR_CACHE_DIR"), &state_dir);
-            findings.extend(components(&config, &compiled_dir)?);
+            findings.extend(components(&config, &compiled_dir, &state_dir)?);
             findings.extend(service_bus(&config)?);
         }
         Err(error) => findings.push(fail(
@@ -264,7 +267,12 @@ fn disk(state_dir: &Path, free_bytes_min: u64) -> Vec<Finding> {
 }
 
 /// Reads, compiles, checks and starts every component as `up` would.
-fn components(config: &Config, compiled_dir: &Path) -> Result<Vec<Finding>, CliError> {
+fn components(
+    config: &Config,
+    compiled_dir: &Path,
+    state_dir: &Path,
+) -> Result<Vec<Finding>, CliError> {
+    let keys = TrustedKeys::read(state_dir).map_err(failed)?;
     let runtime = tokio::runtime::Runtime::new().map_err(failed)?;
     runtime.block_on(async {
         let engine = match Runtime::new(&host::runtime_config_of(config, compiled_dir)) {
@@ -278,17 +286,20 @@ fn components(config: &Config, compiled_dir: &Path) -> Result<Vec<Finding>, CliE
         let mut seen = std::collections::BTreeSet::new();
         for trigger in &config.queues {
             if seen.insert(&trigger.component) {
-                let loaded = worker(config, trigger, &engine).await;
-                findings.push(component(&trigger.component, "a worker", loaded));
+                let id = &trigger.component;
+                let loaded = worker(config, trigger, &engine, &keys).await;
+                findings.push(component(id, "a worker", loaded));
+                findings.extend(dependencies(config, id, Kind::Worker).await);
             }
         }
         for id in config.router.components() {
-            let loaded = http_component(config, id, &engine).await;
+            let loaded = http_component(config, id, &engine, &keys).await;
             let missing = loaded.as_ref().ok();
             let missing = missing.and_then(|loaded| spin::imports(id, loaded.imports()));
             let loaded = loaded.map(|loaded| loaded.digest().to_owned());
             findings.push(component(id, "an HTTP component", loaded));
             findings.extend(missing);
+            findings.extend(dependencies(config, id, Kind::Http).await);
         }
         Ok(findings)
     })
@@ -298,9 +309,10 @@ async fn worker(
     config: &Config,
     trigger: &QueueTrigger,
     engine: &Runtime,
+    keys: &TrustedKeys,
 ) -> Result<String, HostError> {
     let bytes = host::read(&trigger.component, &config.components[&trigger.component]).await?;
-    let worker = host::worker_of(config, trigger, engine, bytes).await?;
+    let worker = host::worker_of(config, trigger, engine, keys, bytes).await?;
     Ok(worker.digest().to_owned())
 }
 
@@ -308,12 +320,35 @@ async fn http_component(
     config: &Config,
     id: &str,
     engine: &Runtime,
+    keys: &TrustedKeys,
 ) -> Result<Arc<HttpComponent>, HostError> {
     let bytes = host::read(id, &config.components[id]).await?;
     // It is started, not called: nothing is sent.
     let outbox = Outbox::new(async |_| Vec::new());
     let logs = orchestrator_engine::guest_log::LogSink::new(|_| ());
-    host::http_component_of(config, id, engine, bytes, outbox, logs).await
+    host::http_component_of(config, id, engine, keys, bytes, outbox, logs).await
+}
+
+/// What becomes of each dependency; what is wrong with one is told with its
+/// component.
+async fn dependencies(config: &Config, id: &str, kind: Kind) -> Vec<Finding> {
+    let component = &config.components[id];
+    if component.dependencies.is_empty() {
+        return Vec::new();
+    }
+    let Ok(bytes) = host::read(id, component).await else {
+        return Vec::new();
+    };
+    let fates = fates(component, kind, bytes.into()).await;
+    let fates = fates.unwrap_or_default();
+    let told = |(name, fate): (DependencyName, Fate)| {
+        let told = match fate {
+            Fate::Composed => "composed into the component",
+            Fate::Native => "not used: this host offers the interface by itself",
+        };
+        ok(format!("dependency of {id}"), format!("`{name}`, {told}"))
+    };
+    fates.into_iter().map(told).collect()
 }
 
 fn component(id: &str, kind: &str, loaded: Result<String, HostError>) -> Finding {

@@ -13,7 +13,9 @@ use orchestrator_queue::{QueueConfig, Retention};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Build, ComponentConfig, Config, ConfigError, HostSettings, QueueTrigger, Router};
+use super::{
+    Build, ComponentConfig, Config, ConfigError, HostSettings, QueueTrigger, Router, dependencies,
+};
 use crate::dispatch::DispatchConfig;
 use crate::dispatch::chaos::{self, Chaos};
 use crate::dispatch::policy::RetryPolicy;
@@ -158,15 +160,18 @@ struct FinishedJobs {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "the description is for people")]
-struct Component {
-    source: String,
+pub(super) struct Component {
+    pub source: String,
     description: Option<String>,
-    allowed_outbound_hosts: Option<Spanned<Vec<String>>>,
+    pub allowed_outbound_hosts: Option<Spanned<Vec<String>>>,
     #[serde(default)]
-    variables: BTreeMap<String, Spanned<String>>,
+    pub variables: BTreeMap<String, Spanned<String>>,
     #[serde(default)]
-    environment: BTreeMap<String, String>,
+    pub environment: BTreeMap<String, String>,
     build: Option<BuildTable>,
+    #[serde(default)]
+    pub dependencies: BTreeMap<Spanned<String>, Spanned<toml::Value>>,
+    pub dependencies_inherit_configuration: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -206,7 +211,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    fn error(&self, at: usize, what: impl std::fmt::Display) -> ConfigError {
+    pub fn error(&self, at: usize, what: impl std::fmt::Display) -> ConfigError {
         let part = self.parts.iter().rev().find(|(begin, _)| *begin <= at);
         if let Some((_, part)) = part {
             return ConfigError(format!("{}: {part}: {what}", self.file));
@@ -345,7 +350,10 @@ pub(super) fn check(
     )?;
     let mut components = BTreeMap::new();
     for (name, component) in &manifest.component {
-        components.insert(name.clone(), self::component(&source, dir, component)?);
+        let mut checked = self::component(&source, dir, component)?;
+        checked.dependencies =
+            dependencies::check(&source, dir, name, component, &manifest.component)?;
+        components.insert(name.clone(), checked);
     }
     Ok(Config {
         name: manifest.application.name,
@@ -451,6 +459,7 @@ fn component(
                 .as_ref()
                 .map_or_else(|| dir.to_owned(), |workdir| dir.join(workdir)),
         }),
+        dependencies: Vec::new(),
     })
 }
 
@@ -627,32 +636,31 @@ const SERVICE_BUS_CONNECTION: &str = "SERVICEBUS_CONNECTION_STRING";
 /// The same, for telemetry.
 const APPLICATION_INSIGHTS_CONNECTION: &str = "APPLICATIONINSIGHTS_CONNECTION_STRING";
 
-/// The manifest's connection string, else the environment's; an empty one is none.
+/// The manifest's connection string, else the environment's; an empty one is
+/// none, in either place.
 fn connection<T: FromStr<Err: std::fmt::Display>>(
     source: &Source<'_>,
     (key, given): (&str, Option<&Spanned<String>>),
     name: &str,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<T>, ConfigError> {
-    let (text, parsed) = match given {
-        Some(template) => {
-            let at = template.span().start;
-            let text = source.filled(template)?;
+    if let Some(template) = given {
+        let at = template.span().start;
+        let text = source.filled(template)?;
+        if !text.trim().is_empty() {
             let parsed = text.parse::<T>();
             let parsed = parsed.map_err(|error| source.error(at, format!("`{key}`: {error}")));
-            (text, parsed)
+            return parsed.map(Some);
         }
-        None => {
-            let text = environment(name).unwrap_or_default();
-            let parsed = text.parse::<T>();
-            let parsed = parsed.map_err(|error| ConfigError(format!("{name}: {error}")));
-            (text, parsed)
-        }
-    };
+    }
+    let text = environment(name).unwrap_or_default();
     if text.trim().is_empty() {
         return Ok(None);
     }
-    parsed.map(Some)
+    let parsed = text.parse::<T>();
+    parsed
+        .map(Some)
+        .map_err(|error| ConfigError(format!("{name}: {error}")))
 }
 
 fn host(
@@ -863,6 +871,33 @@ mod tests {
         );
         let called = http::Uri::from_static("http://127.0.0.1:5301/");
         assert!(config.components["w"].allowed_hosts.allows(&called));
+    }
+
+    #[test]
+    fn an_empty_connection_string_leaves_it_to_the_environment() {
+        let text = |value: &str| {
+            format!(
+                "{HEAD}[application.trigger.servicebus]\nconnection_string = \"{{{{ bus }}}}\"\n[variables]\nbus = {{ default = \"{value}\" }}\n"
+            )
+        };
+        let origin = |text: &str, environment: &str| {
+            let read = check("spin.toml", text, Path::new("."), &[], &|name| {
+                (name == SERVICE_BUS_CONNECTION).then(|| environment.to_owned())
+            });
+            let bus = read.unwrap().host.service_bus;
+            bus.map(|connection| connection.endpoint.origin())
+        };
+        let other = "Endpoint=sb://env.example/";
+        assert_eq!(origin(&text(""), ""), None);
+        assert_eq!(
+            origin(&text(""), other).as_deref(),
+            Some("https://env.example")
+        );
+        let given = text("Endpoint=sb://manifest.example/");
+        assert_eq!(
+            origin(&given, other).as_deref(),
+            Some("https://manifest.example")
+        );
     }
 
     #[test]
