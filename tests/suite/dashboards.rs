@@ -1,8 +1,8 @@
 //! The dashboards against a real host: what they ask for is what it tells.
 //!
-//! One host has a varied day: jobs that succeed, are retried, die, lose their
+//! Hosts have a varied day: jobs that succeed, are retried, die, lose their
 //! lock and fail by chaos, and versions that are swapped, refused, tried as a
-//! canary and taken back. Everything it exposes and sends away is kept, and
+//! canary and taken back. All that they expose and send away is kept, and
 //! the queries of the dashboards are held against that.
 
 mod kql;
@@ -23,9 +23,9 @@ const GRAFANA: &str = include_str!("../../host/dashboards/grafana.json");
 const AZURE: &str = include_str!("../../host/dashboards/azure.md");
 const README: &str = include_str!("../../README.md");
 
-/// What a host told.
+/// What the hosts told.
 struct Observed {
-    /// Of `/metrics`, while a canary was under way.
+    /// Of `/metrics`, of the last one while a canary was under way.
     metrics: String,
     /// Sent to Application Insights, to the last item.
     items: Vec<Value>,
@@ -36,8 +36,8 @@ async fn observed() -> &'static Observed {
     OBSERVED.get_or_init(a_varied_day).await
 }
 
-async fn chaos(rig: &Rig, queue: &str, faults: Value) {
-    let url = format!("{}/v1/chaos/{queue}?for=60", rig.ops_url());
+async fn chaos(rig: &Rig, faults: Value) {
+    let url = format!("{}/v1/chaos/jobs?for=60", rig.ops_url());
     let answer = rig.client().put(url).json(&faults).send().await.unwrap();
     assert_eq!(answer.status(), 200);
 }
@@ -67,17 +67,17 @@ async fn a_varied_day() -> Observed {
     let rig = Rig::up_in(&manifest(&[("jobs", "marks", quick)]), exporting(&address));
     rig.accepted("before", json!({ "ms": 0 })).await;
     rig.completed("before").await;
-    chaos(&rig, "jobs", json!({ "failureRate": 1 })).await;
+    chaos(&rig, json!({ "failureRate": 1 })).await;
     rig.accepted("unlucky", json!({ "ms": 0 })).await;
     rig.job_in("unlucky", &["dead"]).await;
-    chaos(&rig, "jobs", json!({ "lockLossRate": 1 })).await;
+    chaos(&rig, json!({ "lockLossRate": 1 })).await;
     rig.accepted("lost", json!({ "ms": 300 })).await;
     let began = Instant::now();
     while rig.ops("/v1/queues").await[0]["locksLost"] == 0 {
         assert!(began.elapsed() < PATIENCE, "no lock was lost");
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    chaos(&rig, "jobs", json!({})).await;
+    chaos(&rig, json!({})).await;
     let worker = "jobs-worker";
     swapped(&rig, worker, "", marks("B")).await;
     assert_eq!(put(&rig, worker, "", b"not wasm".to_vec()).await.0, 422);

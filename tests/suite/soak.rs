@@ -200,6 +200,9 @@ async fn soak_without_and_with_somebody_to_take_telemetry() {
         "accepted {accepted}, {now:?}, taken {}",
         taken.load(Ordering::Relaxed)
     );
+    #[expect(clippy::cast_precision_loss, reason = "for who reads it")]
+    let per_job = (now.sent + now.dropped_here) as f64 / accepted as f64;
+    println!("items of a job: {per_job:.2}; the SDK's own drops make it less than 5");
     println!("memory: {middle} bytes at most in the middle third, {last} in the last");
     assert_eq!(
         (now.accepted, now.completed, now.dead),

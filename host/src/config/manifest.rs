@@ -881,7 +881,8 @@ mod tests {
             )
         };
         let origin = |text: &str, environment: &str| {
-            let read = check("spin.toml", text, Path::new("."), &[], &|name| {
+            let source = Source::written("spin.toml", text);
+            let read = check(source, Path::new("."), &[], &|name| {
                 (name == SERVICE_BUS_CONNECTION).then(|| environment.to_owned())
             });
             let bus = read.unwrap().host.service_bus;
