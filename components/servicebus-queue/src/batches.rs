@@ -37,8 +37,6 @@ pub fn request(batch: &[Ready]) -> SendRequest {
 
 #[cfg(test)]
 mod tests {
-    use orchestrator_servicebus::wire::WireMessage;
-
     use super::*;
 
     #[test]
@@ -49,7 +47,7 @@ mod tests {
             item: Item::Text(place.to_string()),
         };
         let bytes = Ready {
-            item: Item::Bytes(Box::new(WireMessage::default())),
+            item: Item::Bytes(Box::default()),
             ..text(3, "a")
         };
         let messages = vec![

@@ -73,10 +73,12 @@ mod tests {
         }
     }
 
+    type Spoil = fn(&mut Message);
+
     #[test]
     fn a_message_at_its_limits_is_taken_and_one_beyond_is_not() {
         assert_eq!(check(&message()), Ok(()));
-        let refusals: [(&str, fn(&mut Message)); 11] = [
+        let refusals: [(&str, Spoil); 11] = [
             ("id", |message| message.id.clear()),
             ("id", |message| message.id.push('x')),
             ("id", |message| message.id = "a b".to_owned()),

@@ -239,7 +239,7 @@ pub enum ComposeError {
     #[error("dependency `{name}` ({path}): {why}")]
     Unreadable {
         /// The dependency.
-        name: DependencyName,
+        name: String,
         /// Its file.
         path: String,
         /// Why.
@@ -249,7 +249,7 @@ pub enum ComposeError {
     #[error("dependency `{name}` is not a valid component: {why}")]
     Invalid {
         /// The dependency.
-        name: DependencyName,
+        name: String,
         /// Why.
         why: String,
     },
@@ -259,7 +259,7 @@ pub enum ComposeError {
     )]
     Unmatched {
         /// The dependency.
-        name: DependencyName,
+        name: String,
         /// What is imported.
         imports: String,
     },
@@ -267,9 +267,9 @@ pub enum ComposeError {
     #[error("dependencies `{first}` and `{second}` are both for import `{import}`: keep one")]
     Conflict {
         /// One of them.
-        first: DependencyName,
+        first: String,
         /// The other.
-        second: DependencyName,
+        second: String,
         /// The import.
         import: String,
     },
@@ -279,7 +279,7 @@ pub enum ComposeError {
     )]
     MissingExport {
         /// The dependency.
-        name: DependencyName,
+        name: String,
         /// What was looked for.
         export: String,
         /// What there is.
@@ -289,7 +289,7 @@ pub enum ComposeError {
     #[error("dependency `{name}` exports `{export}`, which does not fit the import: {why}")]
     Mismatch {
         /// The dependency.
-        name: DependencyName,
+        name: String,
         /// The export.
         export: String,
         /// Why.
@@ -301,7 +301,7 @@ pub enum ComposeError {
     )]
     NotInherited {
         /// The dependency.
-        name: DependencyName,
+        name: String,
         /// Through which it could.
         import: String,
         /// What.
@@ -374,7 +374,7 @@ pub fn compose(
                 set.map_err(|error| error.to_string())
             })
             .map_err(|why| ComposeError::Mismatch {
-                name: dependency.name.clone(),
+                name: dependency.name.to_string(),
                 export: export.clone(),
                 why,
             })?;
@@ -415,7 +415,7 @@ fn dependency_package(
     dependency: &Dependency,
     granted: &BTreeSet<Capability>,
 ) -> Result<PackageId, ComposeError> {
-    let name = || dependency.name.clone();
+    let name = || dependency.name.to_string();
     // The names of packages have to differ, and mean nothing else.
     let package = register(graph, &format!("dependency-{place}"), &dependency.bytes)
         .map_err(|why| ComposeError::Invalid { name: name(), why })?;
@@ -464,8 +464,8 @@ fn matched(
         };
         if let Some(second) = by.next() {
             return Err(ComposeError::Conflict {
-                first: names[first].clone(),
-                second: names[second].clone(),
+                first: names[first].to_string(),
+                second: names[second].to_string(),
                 import: import.clone(),
             });
         }
@@ -474,7 +474,7 @@ fn matched(
     for (place, name) in names.iter().enumerate() {
         if !matched.iter().any(|(_, by)| *by == place) {
             return Err(ComposeError::Unmatched {
-                name: (*name).clone(),
+                name: name.to_string(),
                 imports: loader::list(imports),
             });
         }
@@ -523,7 +523,7 @@ fn check_fit(
     let Some(offered) = exports.get(export) else {
         let exports: Vec<_> = exports.keys().cloned().collect();
         return Err(ComposeError::MissingExport {
-            name: dependency.name.clone(),
+            name: dependency.name.to_string(),
             export: export.to_owned(),
             exports: loader::list(&exports),
         });
@@ -535,7 +535,7 @@ fn check_fit(
     SubtypeChecker::new(&mut cache)
         .is_subtype(*offered, types, *wanted, types)
         .map_err(|error| ComposeError::Mismatch {
-            name: dependency.name.clone(),
+            name: dependency.name.to_string(),
             export: export.to_owned(),
             why: one_line(&error),
         })

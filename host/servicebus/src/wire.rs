@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker_properties::BrokerProperties;
 use crate::properties::PropertyValue;
+use crate::sending::CONTENT_TYPE;
 
 /// Name of the property that Azure's client libraries put the trace context in.
 pub const DIAGNOSTIC_ID: &str = "Diagnostic-Id";
@@ -66,16 +67,21 @@ impl WireMessage {
         let is_trace = |name: &str| {
             name.eq_ignore_ascii_case(TRACEPARENT) || name.eq_ignore_ascii_case(DIAGNOSTIC_ID)
         };
+        // Stands for a header that a batch cannot carry.
+        let is_content_type = |name: &str| name.eq_ignore_ascii_case(CONTENT_TYPE);
         Message {
             id: broker
                 .message_id
                 .unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string()),
             job_type: broker.label.unwrap_or_default(),
             payload: body,
-            content_type: content_type.unwrap_or_default(),
+            content_type: content_type
+                .or_else(|| text_of(&custom, CONTENT_TYPE))
+                .unwrap_or_default(),
             properties: custom
                 .iter()
                 .filter(|(name, _)| traceparent.is_none() || !is_trace(name))
+                .filter(|(name, _)| !is_content_type(name))
                 .map(|(name, value)| (name.clone(), value.to_text()))
                 .collect(),
             traceparent,
@@ -241,6 +247,24 @@ mod tests {
         assert_eq!(kept.traceparent.as_deref(), Some(TRACE));
         assert_eq!(kept.properties, [("propint".to_owned(), "1".to_owned())]);
         assert_eq!(WireMessage::from_message(kept, now), came);
+    }
+
+    #[test]
+    fn a_media_type_that_came_as_a_property_is_one_and_no_property() {
+        let text = |text: &str| PropertyValue::String(text.to_owned());
+        let came = WireMessage {
+            custom: vec![
+                (CONTENT_TYPE.to_owned(), text("application/json")),
+                ("tenant".to_owned(), text("a")),
+            ],
+            ..WireMessage::default()
+        };
+        let kept = came.clone().into_message(SystemTime::UNIX_EPOCH);
+        assert_eq!(kept.content_type, "application/json");
+        assert_eq!(kept.properties, [("tenant".to_owned(), "a".to_owned())]);
+        // Who reads it over the wire finds it there as it came.
+        let again = WireMessage::from_message(kept, SystemTime::UNIX_EPOCH);
+        assert_eq!(again.custom, came.custom);
     }
 
     #[test]

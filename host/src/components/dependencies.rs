@@ -74,7 +74,7 @@ fn judged<'a>(
 fn read(dependency: &DependencyConfig, keys: &TrustedKeys) -> Result<Dependency, ComposeError> {
     let path = &dependency.source;
     let unreadable = |why: String| ComposeError::Unreadable {
-        name: dependency.name.clone(),
+        name: dependency.name.to_string(),
         path: path.display().to_string(),
         why,
     };
