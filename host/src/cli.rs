@@ -310,6 +310,9 @@ struct UpArgs {
     /// Serve the embedded queue as Azure Service Bus REST at this address, on loopback.
     #[arg(long, value_name = "ADDR")]
     servicebus_listen: Option<SocketAddr>,
+    /// Keep the queues here, whatever connection string is given.
+    #[arg(long)]
+    embedded_queue: bool,
     /// Where everything durable lies [default: `.spin/orchestrator` beside the manifest].
     #[arg(long)]
     state_dir: Option<PathBuf>,

@@ -30,7 +30,6 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::now_ms;
 use crate::components::swapper::Origin;
 use crate::components::{self, COMPONENT_BYTES_MAX, Candidate, SwapError, Swapper};
 use crate::dispatch::Dispatcher;
@@ -213,7 +212,7 @@ async fn metrics(State(ops): Ops) -> Result<Response, Refusal> {
     for dispatcher in &ops.dispatchers {
         let queue = dispatcher.queue();
         let stats = queue.stats().await;
-        let age_ms = |oldest| now_ms().saturating_sub(oldest);
+        let age_ms = |oldest| queue.now().saturating_sub(oldest);
         let gauges = QueueGauges {
             held: stats.map(|stats| Held {
                 ready: stats.ready,

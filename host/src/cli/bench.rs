@@ -13,7 +13,9 @@ use crate::telemetry::{LogFormat, start_logging};
 const DEFAULT_PAYLOAD_BYTES: usize = 1_024;
 
 pub(super) fn run(args: BenchArgs) -> Result<(), CliError> {
-    let config = args.manifest.read()?;
+    let mut config = args.manifest.read()?;
+    // What is measured is this machine, and a namespace is no place for its load.
+    config.host.service_bus = None;
     if args.build {
         super::build::run(&config)?;
     }

@@ -18,7 +18,10 @@ const THREADS_END_MAX: Duration = Duration::from_millis(500);
 const TAKE_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) fn run(args: UpArgs) -> Result<(), CliError> {
-    let config = args.manifest.read()?;
+    let mut config = args.manifest.read()?;
+    if args.embedded_queue {
+        config.host.service_bus = None;
+    }
     if args.build {
         super::build::run(&config)?;
     }

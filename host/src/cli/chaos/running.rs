@@ -30,6 +30,8 @@ impl Running {
             .args([
                 "up",
                 "--quiet",
+                // What is judged is this application on a queue of its own.
+                "--embedded-queue",
                 "--listen",
                 "127.0.0.1:0",
                 "--ops-listen",
@@ -49,9 +51,8 @@ impl Running {
                 };
                 given.0.iter().map(named).collect::<Vec<_>>()
             }))
-            // What is judged is this application on a queue of its own.
-            .env("SERVICEBUS_CONNECTION_STRING", "")
-            .env("APPLICATIONINSIGHTS_CONNECTION_STRING", "")
+            // What is injected is nobody's incident.
+            .env("OTEL_SDK_DISABLED", "true")
             // Faults make noise; the verdict says what came of them.
             .env("ORCHESTRATOR_LOG", "off")
             .stdout(Stdio::piped())
