@@ -313,6 +313,9 @@ struct UpArgs {
     /// Keep the queues here, whatever connection string is given.
     #[arg(long)]
     embedded_queue: bool,
+    /// For `chaos run`: keeps the page of every job, and injects only what that asks for.
+    #[arg(long, hide = true, requires = "embedded_queue")]
+    judged: bool,
     /// Where everything durable lies [default: `.spin/orchestrator` beside the manifest].
     #[arg(long)]
     state_dir: Option<PathBuf>,

@@ -115,6 +115,8 @@ pub struct Build {
 pub struct HostSettings {
     /// The Service Bus namespace that keeps the queues; none: they are kept here.
     pub service_bus: Option<ConnectionString>,
+    /// True if the environment named it, and not the manifest.
+    pub is_service_bus_from_environment: bool,
     /// The Application Insights resource that telemetry goes to, if any.
     pub application_insights: Option<application_insights::ConnectionString>,
     /// Where a message goes that names no queue; the first queue without it.

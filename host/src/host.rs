@@ -128,10 +128,11 @@ pub enum HostError {
 }
 
 impl HostError {
-    /// Whether another process has what this one needs, and may let go of it.
+    /// Whether another run of this application has what this one needs, and may
+    /// let go of it. A host that stops lets go of its store last, so a port that
+    /// is still in use then is another program's.
     pub fn is_taken(&self) -> bool {
         match self {
-            Self::Listen { source, .. } => source.kind() == std::io::ErrorKind::AddrInUse,
             Self::Store(error) => matches!(error, OpenError::Locked(_)),
             Self::ServiceBus(error) => error.is_taken(),
             _ => false,
@@ -168,10 +169,14 @@ impl Host {
         if !options.ops_listen.ip().is_loopback() && options.ops_token.is_none() {
             return Err(HostError::OpsUnprotected(options.ops_listen));
         }
+        if let Some(addr) = options.servicebus_listen
+            && !addr.ip().is_loopback()
+        {
+            return Err(HostError::ServiceBusUnprotected(addr));
+        }
+        // First: it tells an earlier run of this application from a stranger.
+        let store = open_store(&config, &options)?;
         let servicebus_listener = match options.servicebus_listen {
-            Some(addr) if !addr.ip().is_loopback() => {
-                return Err(HostError::ServiceBusUnprotected(addr));
-            }
             Some(addr) => Some(bind(addr, "--servicebus-listen")?),
             None => None,
         };
@@ -180,7 +185,6 @@ impl Host {
             None => None,
         };
         let ops_listener = bind(options.ops_listen, "--ops-listen")?;
-        let store = open_store(&config, &options)?;
         let queues: Vec<Queue> = store
             .queues(&config)
             .into_iter()

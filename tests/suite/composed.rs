@@ -10,19 +10,14 @@ use crate::rig::{Rig, component, manifest, refused, route};
 use crate::two_ways::{Ends, KEY_NAME, bus, front, ingest_front};
 use crate::wire::{Fate, Wire};
 
-/// Within this a client of ingest is told that the service is away.
-const TOLD_WITHIN: Duration = Duration::from_secs(10);
-
 fn job(id: &str) -> Value {
     json!({ "jobType": "t", "jobId": id, "payload": { "n": 1 } })
 }
 
-/// Posts a job that must be refused for now: with this status, soon, and with
+/// Posts a job that must be refused for now: with this status, and with
 /// the time to come back. Says the sentence.
 async fn put_off(front: &Rig, id: &str, status: u16) -> String {
-    let began = Instant::now();
     let response = front.post(&job(id)).await.unwrap();
-    assert!(began.elapsed() < TOLD_WITHIN, "{:?}", began.elapsed());
     let (got, headers) = (response.status().as_u16(), response.headers().clone());
     let problem: Value = response.json().await.unwrap();
     assert_eq!(got, status, "{problem}");
@@ -270,6 +265,15 @@ async fn a_swapped_component_is_composed_as_the_first_was() {
         job["attempts"][0]["componentDigest"],
         format!("sha256:{digest}")
     );
+}
+
+#[test]
+fn a_dependency_sends_no_jobs_in_the_name_of_its_component() {
+    let sends = whole("", "test:parts/teller", "[\"variables\"]")
+        .replace(&component("part"), &component("part_sends"));
+    let (code, said) = refused(&sends);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("it could send jobs"), "{said}");
 }
 
 #[test]

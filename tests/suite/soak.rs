@@ -28,7 +28,7 @@ const SENDERS: usize = 32;
 const OPEN_MAX: u64 = 2_000;
 /// Jobs of the first third from which on memory is judged: the store's cache
 /// and the memtables of its tables, some 200 MiB, fill up once before.
-const WARM_JOBS: u64 = 300_000;
+const WARM_JOBS: u64 = 250_000;
 /// Few enough that as many are kept long before the last third.
 const FINISHED: &str = "finished_jobs = { count = 10000 }";
 /// Between two looks at the host.

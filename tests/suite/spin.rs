@@ -390,7 +390,7 @@ async fn a_run_waits_for_the_one_before_to_let_go() {
     let mut command = plugin(dir.path(), &lock);
     let mut first = started(dir, &mut command, 2);
     let bus = first.bus().to_owned();
-    send(&first, &bus, "jobs", "long", json!({ "ms": 4_000 })).await;
+    send(&first, &bus, "jobs", "long", json!({ "ms": 12_000 })).await;
     until_running(&first, "long").await;
     first.signal("TERM");
     let ops = first.ops_url().strip_prefix("http://").unwrap().to_owned();

@@ -110,7 +110,7 @@ fn parse(text: &str) -> Option<Name> {
 
 impl DependencyName {
     /// Whether it is for the import of this name.
-    fn matches(&self, import: &str) -> bool {
+    pub fn matches(&self, import: &str) -> bool {
         match (&self.parsed, parse(import)) {
             (Name::Plain(name), Some(Name::Plain(import))) => *name == import,
             (
@@ -307,7 +307,20 @@ pub enum ComposeError {
         /// What.
         capability: &'static str,
     },
+    /// A dependency could send jobs.
+    #[error(
+        "dependency `{name}` imports `{import}`, so it could send jobs in the name of the component: write `inherit_configuration = true` if it may"
+    )]
+    SendsJobs {
+        /// The dependency.
+        name: String,
+        /// Through which it could.
+        import: String,
+    },
 }
+
+/// The interface through which jobs are sent, and which no capability is for.
+const QUEUE: &str = "orchestrator:pipeline/queue@";
 
 /// What becomes of each of these dependencies of a component.
 pub fn fates(
@@ -421,6 +434,14 @@ fn dependency_package(
         .map_err(|why| ComposeError::Invalid { name: name(), why })?;
     let withheld = granted.difference(&dependency.inherits);
     let imports = imports(graph, package);
+    if let Some(import) = imports.iter().find(|import| import.starts_with(QUEUE))
+        && dependency.inherits.len() < Capability::ALL.len()
+    {
+        return Err(ComposeError::SendsJobs {
+            name: name(),
+            import: import.clone(),
+        });
+    }
     for capability in withheld {
         let leak = imports.iter().find(|import| {
             let mut interfaces = capability.interfaces().iter();
@@ -482,32 +503,18 @@ fn matched(
     Ok(matched)
 }
 
-/// Whether the host itself offers an import to a component of this kind.
+/// Whether an import of a component of this kind is this host's own to offer.
+/// What is WASI's or Spin's is composed in where the manifest says so: such a
+/// dependency stands between the component and the host.
 fn is_native(kind: Kind, import: &str) -> bool {
-    const WASI: [&str; 11] = [
-        "wasi:cli/",
-        "wasi:clocks/",
-        "wasi:config/store@",
-        "wasi:filesystem/",
-        "wasi:http/client@",
-        "wasi:http/outgoing-handler@",
-        "wasi:http/types@",
-        "wasi:io/",
-        "wasi:random/",
-        "wasi:sockets/",
-        "spin:variables/variables@3.",
-    ];
     let own = match kind {
         Kind::Http => &["queue", "telemetry", "types"][..],
         Kind::Worker => &["telemetry", "types"],
     };
-    let is_own = import
+    import
         .strip_prefix("orchestrator:pipeline/")
         .and_then(|rest| rest.strip_suffix("@0.1.0"))
-        .is_some_and(|interface| own.contains(&interface));
-    is_own
-        || import == "fermyon:spin/variables@2.0.0"
-        || WASI.iter().any(|start| import.starts_with(start))
+        .is_some_and(|interface| own.contains(&interface))
 }
 
 fn check_fit(
@@ -584,7 +591,7 @@ mod tests {
         let queue = "orchestrator:pipeline/queue@0.1.0";
         assert!(is_native(Kind::Http, queue) && !is_native(Kind::Worker, queue));
         assert!(!is_native(Kind::Http, "orchestrator:pipeline/queue@0.2.0"));
-        assert!(is_native(Kind::Worker, "wasi:http/client@0.3.0"));
+        assert!(!is_native(Kind::Worker, "wasi:http/client@0.3.0"));
         assert!(!is_native(Kind::Http, "wasi:http/handler@0.3.0"));
         assert!(!is_native(Kind::Http, "wasi:keyvalue/store@0.2.0"));
     }

@@ -1,6 +1,6 @@
 //! Bugs that tests can switch on, to see that what must find them does.
 //!
-//! In a build without the feature `simulation`, which is every build but that
+//! In a build without the feature `simulation`, which is every build but those
 //! of tests and benches, none of them is there: [`is`] is the constant `false`.
 
 /// Names the bug of a whole process.
@@ -24,11 +24,13 @@ pub enum Planted {
     ForgetRenewal,
     /// A retry does not wait for its backoff.
     RetryAtOnce,
+    /// A delivery that is given back stays counted: a stop spends attempts.
+    CountReleased,
 }
 
 impl Planted {
     /// Every one.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ForgetDuplicates,
         Self::AnswerBeforeDurable,
         Self::AcceptStaleSettlement,
@@ -36,6 +38,7 @@ impl Planted {
         Self::SettleBeforeDone,
         Self::ForgetRenewal,
         Self::RetryAtOnce,
+        Self::CountReleased,
     ];
 }
 
@@ -73,7 +76,9 @@ mod switch {
                 .into_iter()
                 .find(|bug| format!("{bug:?}") == name);
             // A test that misspells its bug would find nothing, and pass.
-            Some(named.unwrap_or_else(|| panic!("{VARIABLE} is `{name}`, which is no bug")))
+            let bug = named.unwrap_or_else(|| panic!("{VARIABLE} is `{name}`, which is no bug"));
+            eprintln!("this build has a bug on purpose: {VARIABLE} is {bug:?}");
+            Some(bug)
         });
         HERE.get() == Some(bug) || *process == Some(bug)
     }

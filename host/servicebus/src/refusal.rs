@@ -44,7 +44,7 @@ pub enum ApiError {
         /// What it said.
         detail: String,
     },
-    /// The queue is full, or the message too large.
+    /// The queue is full.
     #[error("Service Bus refuses for quota ({status}): {detail}")]
     Quota {
         /// The status.
@@ -74,7 +74,9 @@ impl ApiError {
             403 if detail.contains("claim") || detail.contains("Token") => {
                 Self::Unauthorized { status, detail }
             }
-            403 | 413 => Self::Quota { status, detail },
+            // Documented for a message that is too large, too.
+            403 if detail.contains("exceeds the limit") => Self::Refused { status, detail },
+            403 => Self::Quota { status, detail },
             404 | 410 => Self::NotFound { status, detail },
             408 | 429 | 500..=599 => Self::Busy {
                 status,
@@ -83,7 +85,9 @@ impl ApiError {
                     .and_then(|value| value.parse().ok())
                     .map(Duration::from_secs),
             },
-            _ => Self::Refused { status, detail },
+            400 | 409 | 413 => Self::Refused { status, detail },
+            // Something else listens there: the request may be fine.
+            _ => Self::Protocol(format!("{status}: {detail}")),
         }
     }
 
@@ -92,7 +96,10 @@ impl ApiError {
     pub fn pause(&self, usual: Duration) -> Option<Duration> {
         match self {
             Self::Unreachable(_) => Some(usual),
-            Self::Busy { retry_after, .. } => Some(retry_after.unwrap_or(usual)),
+            // However soon it says: never without a pause.
+            Self::Busy { retry_after, .. } => {
+                Some(retry_after.map_or(usual, |after| after.max(usual)))
+            }
             _ => None,
         }
     }
@@ -139,12 +146,17 @@ mod tests {
 
     #[test]
     fn each_refusal_says_to_its_sender_whether_a_retry_helps() {
-        for (status, detail) in [(400, "no"), (409, "no")] {
+        for (status, detail) in [
+            (400, "no"),
+            (409, "no"),
+            (413, "too large"),
+            (403, "the message size exceeds the limit"),
+        ] {
             let error = of(status, None, detail);
             assert!(error.spoils_batch() && error.pause(USUAL).is_none());
             assert!(matches!(error.of_send("q"), SendError::Invalid(_)));
         }
-        for (status, detail) in [(403, "the quota is spent"), (413, "too large")] {
+        for (status, detail) in [(403, "the quota is spent")] {
             let error = of(status, None, detail);
             assert!(error.spoils_batch() && error.pause(USUAL).is_none());
             assert!(matches!(error.of_send("q"), SendError::Full { queue, .. } if queue == "q"));
@@ -154,6 +166,8 @@ mod tests {
             (403, "Send claims required"),
             (404, "no"),
             (410, "no"),
+            (302, "elsewhere"),
+            (405, "not here"),
         ] {
             let error = of(status, None, detail);
             assert!(
@@ -162,6 +176,8 @@ mod tests {
             );
             assert!(matches!(error.of_send("q"), SendError::Unavailable(_)));
         }
+        let at_once = of(429, Some("0"), "busy");
+        assert_eq!(at_once.pause(USUAL), Some(USUAL));
         for status in [408, 429, 500, 503] {
             let error = of(status, None, "busy");
             assert_eq!(error.pause(USUAL), Some(USUAL));

@@ -295,7 +295,10 @@ fn components(
         for id in config.router.components() {
             let loaded = http_component(config, id, &engine, &keys).await;
             let missing = loaded.as_ref().ok();
-            let missing = missing.and_then(|loaded| spin::imports(id, loaded.imports()));
+            let missing = missing.and_then(|loaded| {
+                let dependencies = &config.components[id].dependencies;
+                spin::imports(id, dependencies, loaded.imports())
+            });
             let loaded = loaded.map(|loaded| loaded.digest().to_owned());
             findings.push(component(id, "an HTTP component", loaded));
             findings.extend(missing);

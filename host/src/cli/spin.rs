@@ -20,9 +20,9 @@ use url::Url;
 use super::trigger::NAME;
 use super::{CliError, environment, failed, print};
 
-/// Versions of Spin that hand out component dependencies and WASI 0.3. A
-/// pre-release matches no range; Spin then warns, and goes on.
-const SPIN_VERSIONS: &str = ">=4.0";
+/// Versions of Spin that have WASI 0.3.0, as the components here: 4.0 has a
+/// draft of it. A pre-release matches no range; Spin then warns, and goes on.
+const SPIN_VERSIONS: &str = ">=4.1";
 /// Mode of the executable.
 const EXECUTABLE: u32 = 0o755;
 /// Mode of other files.

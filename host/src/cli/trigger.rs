@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser};
+use orchestrator_servicebus::connection_string::Auth;
 
 use super::parent::Parent;
 use super::stops::Stops;
@@ -15,7 +16,7 @@ use super::variables::{self, Variables};
 use super::{CliError, environment, failed, print, up};
 use crate::config::{self, Config};
 use crate::host::Options;
-use crate::telemetry::events::FlagIgnored;
+use crate::telemetry::events::{FlagIgnored, SplitApplication};
 use crate::telemetry::{LogFormat, start_logging};
 
 /// The name that Spin calls the program by.
@@ -152,6 +153,30 @@ pub(super) fn run(args: TriggerArgs) -> Result<(), CliError> {
         FlagIgnored {
             flag: "--log-dir",
             why: "what workers write is on stderr and in each job's attempts",
+        }
+        .emit();
+    }
+    if let Some(bus) = &config.host.service_bus {
+        if config.host.is_service_bus_from_environment {
+            SplitApplication {
+                what: "SERVICEBUS_CONNECTION_STRING reaches the workers alone: components that send do not see it",
+                instead: "give the connection string as the variable that `connection_string` in the manifest names",
+            }
+            .emit();
+        } else if matches!(bus.auth, Auth::None) {
+            SplitApplication {
+                what: "the connection string has no key, and components that send under Spin cannot use Microsoft Entra ID",
+                instead: "add `SharedAccessKeyName` and `SharedAccessKey`, or `SharedAccessSignature`",
+            }
+            .emit();
+        }
+    }
+    if let (Some(flag), Some(manifest)) = (args.servicebus_listen, config.host.servicebus_listen)
+        && flag != manifest
+    {
+        SplitApplication {
+            what: "`--servicebus-listen` moves the queue alone: components send to where the manifest says",
+            instead: "set the variable that `servicebus_listen` in the manifest names",
         }
         .emit();
     }

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use orchestrator_queue::Retention;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
 use super::stops::Stops;
 use super::{CliError, UpArgs, environment, failed};
 use crate::config::Config;
+use crate::dispatch::chaos::Chaos;
 use crate::host::{Host, HostError, Options};
 use crate::telemetry::events::HandOverAwaited;
 use crate::telemetry::{Telemetry, Traces, TracesConfig, start_logging};
@@ -21,6 +23,16 @@ pub(super) fn run(args: UpArgs) -> Result<(), CliError> {
     let mut config = args.manifest.read()?;
     if args.embedded_queue {
         config.host.service_bus = None;
+    }
+    if args.judged {
+        for trigger in &mut config.queues {
+            trigger.queue.retention = Retention {
+                age: Duration::MAX,
+                count: u64::MAX,
+                bytes: u64::MAX,
+            };
+            trigger.dispatch.chaos = Chaos::default();
+        }
     }
     if args.build {
         super::build::run(&config)?;
@@ -117,7 +129,7 @@ async fn serve(
     }
 }
 
-/// Builds the host, as soon as an earlier run has let go of its sockets and its store.
+/// Builds the host, as soon as an earlier run has let go of its store.
 async fn build(
     config: &Config,
     options: &Options,

@@ -675,6 +675,10 @@ fn host(
         SERVICE_BUS_CONNECTION,
         environment,
     )?;
+    let in_manifest = host.connection_string.as_ref();
+    let in_manifest = in_manifest.map(|template| source.filled(template));
+    let in_manifest = in_manifest.transpose()?;
+    let is_in_manifest = in_manifest.is_some_and(|text| !text.trim().is_empty());
     let application_insights = connection(
         source,
         ("application_insights", host.application_insights.as_ref()),
@@ -716,6 +720,7 @@ fn host(
         1..=1_000,
     )?;
     Ok(HostSettings {
+        is_service_bus_from_environment: service_bus.is_some() && !is_in_manifest,
         service_bus,
         application_insights,
         default_queue,

@@ -31,9 +31,12 @@ pub const SIMULATED_TRAP: &str = "Simulated Trap";
 pub const SIMULATED_OUTAGE: &str = "Simulated Outage";
 /// The error of an operation that chaos throttled.
 pub const SIMULATED_THROTTLING: &str = "Simulated Throttling";
-/// Operations of one kind that a throttling turns away, one after the other:
-/// brokers throttle for a while, not here and there.
+/// Sends, or receives, that a throttling turns away one after the other: brokers
+/// throttle for a while, not here and there.
 pub const THROTTLED_OPERATIONS: u64 = 16;
+/// The same for renewals and settlements: fewer than a keeper of a lock tries
+/// before it runs out, so that a throttling alone takes no lock.
+pub const THROTTLED_UNDER_LOCK: u64 = 3;
 /// Longest latency or delay that can be injected: half of the shortest usual lock.
 pub const DELAY_MAX: Duration = Duration::from_secs(10);
 
@@ -56,7 +59,7 @@ pub struct Chaos {
     /// Share of the broker's operations that fail.
     pub broker_down_rate: f64,
     /// Share of the broker's operations that are turned away, in bursts of
-    /// [`THROTTLED_OPERATIONS`].
+    /// [`THROTTLED_OPERATIONS`] or [`THROTTLED_UNDER_LOCK`].
     pub broker_throttle_rate: f64,
     /// Share of the broker's operations that are slow.
     pub broker_slow_rate: f64,
@@ -136,11 +139,15 @@ impl Chaos {
     }
 
     /// What happens to the broker's `number`th operation of this kind.
-    pub fn broker(&self, operation: &str, number: u64) -> Option<BrokerFault> {
+    pub fn broker(&self, kind: Operation, number: u64) -> Option<BrokerFault> {
+        let operation = kind.name();
         if self.hits(self.broker_down_rate, "down", operation, number) {
             return Some(BrokerFault::Down);
         }
-        let burst = number / THROTTLED_OPERATIONS;
+        let burst = match kind {
+            Operation::Send | Operation::Receive => number / THROTTLED_OPERATIONS,
+            Operation::Renew | Operation::Settle => number / THROTTLED_UNDER_LOCK,
+        };
         if self.hits(self.broker_throttle_rate, "throttled", operation, burst) {
             return Some(BrokerFault::Throttled);
         }
@@ -282,7 +289,7 @@ impl Switch {
             return Ok(());
         }
         let number = self.operations[operation as usize].fetch_add(1, Ordering::Relaxed);
-        match chaos.broker(operation.name(), number) {
+        match chaos.broker(operation, number) {
             None => Ok(()),
             Some(BrokerFault::Down) => Err(SIMULATED_OUTAGE.to_owned()),
             Some(BrokerFault::Throttled) => Err(SIMULATED_THROTTLING.to_owned()),
@@ -386,14 +393,15 @@ mod tests {
         share(|faults| faults.late_settle);
         assert!(faults.iter().any(|faults| faults.failure && !faults.trap));
         assert_eq!(Chaos::default().faults("j", 1), Faults::default());
-        let down = (0..5_000).filter(|n| all.broker("send", *n) == Some(BrokerFault::Down));
+        let down =
+            (0..5_000).filter(|n| all.broker(Operation::Send, *n) == Some(BrokerFault::Down));
         assert!((850..1_150).contains(&down.count()));
         let throttling = Chaos {
             broker_throttle_rate: 0.2,
             seed: 3,
             ..Chaos::default()
         };
-        let fate = |n: &u64| throttling.broker("send", *n) == Some(BrokerFault::Throttled);
+        let fate = |n: &u64| throttling.broker(Operation::Send, *n) == Some(BrokerFault::Throttled);
         let throttled: Vec<u64> = (0..50_000).filter(fate).collect();
         assert!((8_500..11_500).contains(&throttled.len()));
         let first = throttled[0];
@@ -403,7 +411,7 @@ mod tests {
             "a burst, from its beginning"
         );
         assert!((first..first + THROTTLED_OPERATIONS).all(|n| fate(&n)));
-        assert_eq!(Chaos::default().broker("send", 1), None);
+        assert_eq!(Chaos::default().broker(Operation::Send, 1), None);
     }
 
     #[test]

@@ -52,6 +52,22 @@ impl FlagIgnored {
     }
 }
 
+/// Components that send jobs and workers that do them would use different queues.
+pub struct SplitApplication {
+    /// Why.
+    pub what: &'static str,
+    /// What to do.
+    pub instead: &'static str,
+}
+
+impl SplitApplication {
+    /// Writes it down.
+    pub fn emit(self) {
+        let Self { what, instead } = self;
+        tracing::warn!(instead, "{what}");
+    }
+}
+
 /// The process that started this one is gone.
 pub struct ParentGone;
 

@@ -1,6 +1,6 @@
 //! The time that locks, delays and retention go by.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
@@ -12,11 +12,12 @@ pub struct Clock(Source);
 
 #[derive(Clone, Debug)]
 enum Source {
-    /// Wall time at start plus what has passed since: setting the machine's
-    /// clock neither breaks nor prolongs a lock.
+    /// Wall time at start plus what has passed since, a suspended machine's
+    /// sleep included: setting the machine's clock neither breaks nor prolongs
+    /// a lock, and shows in times from the next start on.
     Machine {
         wall_at_start: Millis,
-        start: Instant,
+        start: Duration,
     },
     Manual(watch::Receiver<Millis>),
     /// The runtime's, which a simulation pauses.
@@ -39,7 +40,7 @@ impl Clock {
             .unwrap_or_default();
         Self(Source::Machine {
             wall_at_start: millis(since),
-            start: Instant::now(),
+            start: since_boot(),
         })
     }
 
@@ -64,7 +65,7 @@ impl Clock {
             Source::Machine {
                 wall_at_start,
                 start,
-            } => wall_at_start + millis(start.elapsed()),
+            } => wall_at_start + millis(since_boot().saturating_sub(*start)),
             Source::Manual(time) => *time.borrow(),
             #[cfg(feature = "simulation")]
             Source::Runtime {
@@ -92,6 +93,15 @@ impl Clock {
             }
         }
     }
+}
+
+/// Time that goes on evenly, and through suspension where the system has such a clock.
+fn since_boot() -> Duration {
+    #[cfg(target_os = "linux")]
+    let clock = rustix::time::ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    let clock = rustix::time::ClockId::Monotonic;
+    Duration::try_from(rustix::time::clock_gettime(clock)).unwrap_or_default()
 }
 
 impl ManualClock {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use orchestrator_queue::ATTEMPTS_KEPT_MAX;
+use orchestrator_queue::{ATTEMPTS_KEPT_MAX, REASON_TTL_EXPIRED};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -32,6 +32,8 @@ pub(super) struct Verdict {
     pub refused: u64,
     pub kills: usize,
     pub attempts: u64,
+    /// Jobs that wait for a time that has not come: nothing is known of their end.
+    pub not_due: usize,
     /// Jobs that were sent once more after they had ended.
     pub repeated: usize,
     /// Attempts by how they ended, injected ones apart.
@@ -55,9 +57,8 @@ pub(super) struct Rules<'a> {
     pub retry: &'a RetryPolicy,
     /// Faults that were injected; which, a job's id and an attempt decide.
     pub faults: &'a Chaos,
-    /// Those of the manifest, which hold for moments after each start.
-    pub own_faults: &'a Chaos,
-    pub kills: usize,
+    /// When the host was killed.
+    pub kills: &'a [Timestamp],
     /// What every completed job must answer.
     pub expected: Option<&'a Value>,
 }
@@ -87,10 +88,18 @@ impl<'a> Attempt<'a> {
 impl Rules<'_> {
     /// Whether an attempt was to lose its lock.
     fn takes_the_lock(&self, job: &str, attempt: u32) -> bool {
-        [self.faults, self.own_faults].iter().any(|faults| {
-            let faults = faults.faults(job, attempt);
-            faults.late_settle || faults.lock_loss.is_some()
-        })
+        let faults = self.faults.faults(job, attempt);
+        faults.late_settle || faults.lock_loss.is_some()
+    }
+
+    /// How many hosts died while a job was not over: each may have had it in hand.
+    fn kills_of(&self, job: &Value) -> usize {
+        let time = |name: &str| job[name].as_str()?.parse::<Timestamp>().ok();
+        let (began, ended) = (time("enqueuedAt"), time("finishedAt"));
+        let met = |kill: &&Timestamp| {
+            began.is_none_or(|began| began <= **kill) && ended.is_none_or(|ended| **kill <= ended)
+        };
+        self.kills.iter().filter(met).count()
     }
 
     /// Whether an attempt had lost its lock before its worker began.
@@ -122,10 +131,11 @@ impl Verdict {
         }
         let mut broken = BTreeSet::new();
         broken.extend(self.end(&job, &attempts, rules));
-        if deliveries > u64::from(rules.attempts_max) || deliveries == 0 {
+        let expired = job["deadLetter"]["reason"] == REASON_TTL_EXPIRED;
+        if deliveries > u64::from(rules.attempts_max) || (deliveries == 0 && !expired) {
             broken.insert("no job has more attempts than it may");
         }
-        broken.extend(history(id, &attempts, deliveries, rules));
+        broken.extend(history(id, &job, &attempts, deliveries, rules));
         for promise in broken {
             self.broken(promise, id, job.clone());
         }
@@ -174,6 +184,8 @@ impl Verdict {
                     broken.push("a dead letter has a reason");
                 }
             }
+            // It may still end: its worker, or its backoff, chose a time to come.
+            _ if is_not_due(job) => self.not_due += 1,
             _ => broken.push("an accepted job ends"),
         }
         broken
@@ -202,6 +214,12 @@ impl Verdict {
             }
             text += "\n";
         }
+        if self.not_due > 0 {
+            text += &format!(
+                "UNDECIDED: {} jobs wait for a time that has not come; raise `--patience`\n",
+                self.not_due
+            );
+        }
         // The shortest histories say most.
         let mut shown: Vec<&Violation> = self.violations.iter().collect();
         shown.sort_by_key(|violation| violation.history.to_string().len());
@@ -215,9 +233,15 @@ impl Verdict {
     }
 }
 
+fn is_not_due(job: &Value) -> bool {
+    let due: Option<Timestamp> = job["dueAt"].as_str().and_then(|due| due.parse().ok());
+    due.is_some_and(|due| due > Timestamp::now())
+}
+
 /// What lies between the first attempt and the last.
 fn history(
     id: &str,
+    job: &Value,
     attempts: &[Attempt<'_>],
     deliveries: u64,
     rules: &Rules<'_>,
@@ -247,7 +271,7 @@ fn history(
         let unrecorded = deliveries.saturating_sub(attempts.len() as u64);
         let last = u32::try_from(deliveries.min(u64::from(rules.attempts_max))).unwrap_or(0);
         let taken = (1..=last).filter(|attempt| rules.takes_the_lock(id, *attempt));
-        if unrecorded > (taken.count() + rules.kills) as u64 {
+        if unrecorded > (taken.count() + rules.kills_of(job)) as u64 {
             broken.push("a job that runs keeps its lock");
         }
     }
@@ -272,8 +296,7 @@ mod tests {
             attempts_max: 3,
             retry: &RETRY,
             faults,
-            own_faults: faults,
-            kills: 0,
+            kills: &[],
             expected,
         }
     }
@@ -331,6 +354,12 @@ mod tests {
         let running =
             json!({ "state": "running", "deliveryCount": 1, "attempts": [{ "number": 1 }] });
         assert_eq!(broken(Some(running)), ["an accepted job ends"]);
+        let expired = json!({ "state": "dead", "deliveryCount": 0, "deadLetter": { "reason": REASON_TTL_EXPIRED } });
+        assert_eq!(broken(Some(expired)), [""; 0]);
+        let later = json!({ "state": "retrying", "deliveryCount": 1, "attempts": [{ "number": 1 }], "dueAt": "9000-01-01T00:00:00Z" });
+        let mut verdict = Verdict::default();
+        verdict.judge("j", Some(later), &rules(&Chaos::default(), None));
+        assert_eq!((verdict.not_due, verdict.violations.len()), (1, 0));
     }
 
     #[test]
@@ -364,14 +393,28 @@ mod tests {
 
     #[test]
     fn a_delivery_without_a_trace_needs_a_cause() {
-        let job = || completed(json!([{ "number": 2, "outcome": "completed" }]), 2);
+        let job = || {
+            let mut job = completed(json!([{ "number": 2, "outcome": "completed" }]), 2)?;
+            job["enqueuedAt"] = json!("2026-01-01T00:00:00Z");
+            job["finishedAt"] = json!("2026-01-01T00:00:02Z");
+            Some(job)
+        };
         assert_eq!(broken(job()), ["a job that runs keeps its lock"]);
         let calm = Chaos::default();
-        let killed = Rules {
-            kills: 1,
-            ..rules(&calm, None)
+        let killed = |at: &str| {
+            let kills = [at.parse().unwrap()];
+            let rules = Rules {
+                kills: &kills,
+                ..rules(&calm, None)
+            };
+            judged(job(), &rules)
         };
-        assert_eq!(judged(job(), &killed), [""; 0]);
+        assert_eq!(killed("2026-01-01T00:00:01Z"), [""; 0]);
+        // It was over by then.
+        assert_eq!(
+            killed("2026-01-01T00:00:03Z"),
+            ["a job that runs keeps its lock"]
+        );
         let taken = Chaos {
             lock_loss_rate: 1.0,
             ..Chaos::default()

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -53,9 +54,11 @@ fn faults(seed: u64) -> Chaos {
 /// Runs the application under faults and judges it.
 pub(in crate::cli) async fn run(args: &ChaosRunArgs) -> Result<(), CliError> {
     let config = args.manifest.read()?;
-    let trigger = config
-        .queues
-        .first()
+    // Where a job goes that names no queue.
+    let name = config.host.default_queue.as_deref();
+    let mut queues = config.queues.iter();
+    let trigger = queues
+        .find(|trigger| name.is_none_or(|name| trigger.queue.name == name))
         .ok_or_else(|| CliError::Usage("the manifest has no `[[trigger.servicebus]]`".to_owned()))?
         .clone();
     let json = |flag: &str, text: &Option<String>| -> Result<Option<Value>, CliError> {
@@ -84,6 +87,15 @@ pub(in crate::cli) async fn run(args: &ChaosRunArgs) -> Result<(), CliError> {
     }
     if verdict.is_sound {
         return Ok(());
+    }
+    if verdict.violations.is_empty() {
+        return Err(failed(match verdict.accepted {
+            0 => "no job was accepted, so nothing is known: give it more time".to_owned(),
+            _ => format!(
+                "{} jobs are not due yet: raise `--patience`",
+                verdict.not_due
+            ),
+        }));
     }
     Err(failed(format!(
         "{} promises were broken; repeat it with `--seed {}`",
@@ -117,7 +129,7 @@ impl Drive<'_> {
             senders.spawn(load.clone().send_jobs(client()?));
         }
         let kills = self.kill(&mut host, &load).await?;
-        while senders.join_next().await.is_some() {}
+        self.wait_for(&mut host, &load, &mut senders).await?;
 
         // From here on nothing is injected: what is left must come to rest.
         host.switch(queue, None).await?;
@@ -127,7 +139,7 @@ impl Drive<'_> {
             seed: self.args.seed,
             accepted: accepted.len(),
             refused: load.refused.load(Ordering::Relaxed),
-            kills,
+            kills: kills.len(),
             ..Verdict::default()
         };
         let dispatch = &self.trigger.dispatch;
@@ -135,8 +147,7 @@ impl Drive<'_> {
             attempts_max: dispatch.attempts_max,
             retry: &dispatch.retry,
             faults: &self.faults,
-            own_faults: &dispatch.chaos,
-            kills,
+            kills: &kills,
             expected,
         };
         for id in &accepted {
@@ -147,7 +158,8 @@ impl Drive<'_> {
         if last["locked"].as_u64().unwrap_or(0) > 0 {
             verdict.broken("nothing is locked when nothing runs", "", last);
         }
-        verdict.is_sound = verdict.violations.is_empty();
+        verdict.is_sound =
+            verdict.violations.is_empty() && verdict.not_due == 0 && verdict.accepted > 0;
         verdict.seconds = self.began.elapsed().as_secs_f64();
         Ok(verdict)
     }
@@ -166,40 +178,60 @@ impl Drive<'_> {
                 (None, Some(_)) => usize::MAX,
                 (None, None) => JOBS_DEFAULT,
             },
-            until: self.args.duration.map(|time| self.began + time),
+            began: Instant::now(),
+            duration: self.args.duration,
             next: AtomicUsize::new(0),
             accepted: Mutex::default(),
             refused: AtomicU64::new(0),
+            refusal: Mutex::default(),
+        }
+    }
+
+    /// Until every sender is done, or none can be.
+    async fn wait_for(
+        &self,
+        host: &mut Running,
+        load: &Load,
+        senders: &mut JoinSet<()>,
+    ) -> Result<(), CliError> {
+        loop {
+            tokio::select! {
+                done = senders.join_next() => if done.is_none() {
+                    return load.check();
+                },
+                () = tokio::time::sleep(AGAIN) => host.check_alive()?,
+            }
+            load.check()?;
+            self.progress(&format!("{} jobs accepted", load.accepted_count()));
         }
     }
 
     /// Kills and restarts the host at moments that the seed picks: by jobs
     /// accepted, or by time where that is what ends the run.
-    async fn kill(&self, host: &mut Running, load: &Load) -> Result<usize, CliError> {
+    async fn kill(&self, host: &mut Running, load: &Load) -> Result<Vec<Timestamp>, CliError> {
         let mut random = StdRng::seed_from_u64(self.args.seed);
         let mut moments: Vec<f64> = (0..self.args.kills).map(|_| random.random()).collect();
         moments.sort_by(f64::total_cmp);
+        let mut kills = Vec::with_capacity(moments.len());
         for (number, moment) in moments.iter().enumerate() {
             loop {
-                let progress = match self.args.duration {
-                    Some(time) => self.began.elapsed().as_secs_f64() / time.as_secs_f64(),
-                    None => load.accepted_count() as f64 / load.jobs as f64,
-                };
-                if progress >= *moment {
+                if load.progress() >= *moment {
                     break;
                 }
                 host.check_alive()?;
+                load.check()?;
                 let accepted = load.accepted_count();
                 self.progress(&format!("{accepted} jobs accepted, {number} kills"));
                 tokio::time::sleep(AGAIN / 10).await;
             }
             host.kill();
+            kills.push(Timestamp::now());
             *host = Running::start(self.args, self.config, self.dir)?;
             load.is_at(&host.app);
             let queue = &self.trigger.queue.name;
             host.switch(queue, Some(&self.faults)).await?;
         }
-        Ok(moments.len())
+        Ok(kills)
     }
 
     async fn rest(&self, host: &Running) -> Result<(), CliError> {
@@ -235,7 +267,7 @@ impl Drive<'_> {
             let is_over = ["completed", "dead"]
                 .iter()
                 .any(|state| before["state"] == *state);
-            if !is_over || !load.post(&http, id, &Value::Null).await {
+            if !is_over || !matches!(load.post(&http, id, &Value::Null).await, Posted::Accepted) {
                 continue;
             }
             let after = host.job(id).await?.unwrap_or_default();
@@ -268,36 +300,87 @@ struct Load {
     /// How long the job that outlives its lock takes, if there is to be one.
     long_job: Option<Duration>,
     jobs: usize,
-    until: Option<Instant>,
+    began: Instant,
+    duration: Option<Duration>,
     next: AtomicUsize,
     accepted: Mutex<Vec<String>>,
     refused: AtomicU64,
+    /// Why no job of this kind will ever be accepted.
+    refusal: Mutex<Option<String>>,
+}
+
+/// What became of one POST.
+enum Posted {
+    Accepted,
+    /// Not now.
+    Again,
+    /// Never.
+    Refused(String),
 }
 
 impl Load {
     async fn send_jobs(self: Arc<Self>, http: reqwest::Client) {
         loop {
             let n = self.next.fetch_add(1, Ordering::Relaxed);
-            if n >= self.jobs || self.until.is_some_and(|until| Instant::now() >= until) {
+            if n >= self.jobs || self.is_over() {
                 return;
             }
             let id = format!("chaos-{}-{n}", self.seed);
             let payload = self.payload(n);
-            while !self.post(&http, &id, &payload).await {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(AGAIN).await;
+            loop {
+                match self.post(&http, &id, &payload).await {
+                    Posted::Accepted => break,
+                    Posted::Again => {
+                        self.refused.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    Posted::Refused(why) => {
+                        lock(&self.refusal).get_or_insert(why);
+                        return;
+                    }
+                }
             }
             lock(&self.accepted).push(id);
         }
     }
 
-    /// True if it is accepted.
-    async fn post(&self, http: &reqwest::Client, id: &str, payload: &Value) -> bool {
+    async fn post(&self, http: &reqwest::Client, id: &str, payload: &Value) -> Posted {
         let to = lock(&self.address).clone();
         let body = json!({ "jobType": "chaos", "jobId": id, "payload": payload });
         let post = http.post(format!("{to}/api/IngestJob")).json(&body);
-        let answer = post.timeout(REQUEST_MAX).send().await;
-        answer.is_ok_and(|answer| answer.status() == 202)
+        let Ok(answer) = post.timeout(REQUEST_MAX).send().await else {
+            return Posted::Again;
+        };
+        match answer.status().as_u16() {
+            202 => Posted::Accepted,
+            408 | 429 | 500.. => Posted::Again,
+            status => {
+                let body = answer.text().await.unwrap_or_default();
+                Posted::Refused(format!("the application answers {status}: {body}"))
+            }
+        }
+    }
+
+    /// Fails once it is clear that no job will be accepted.
+    fn check(&self) -> Result<(), CliError> {
+        match &*lock(&self.refusal) {
+            Some(why) => Err(failed(why)),
+            None => Ok(()),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.duration
+            .is_some_and(|time| self.began.elapsed() >= time)
+    }
+
+    /// How much of the load is done, from 0 to 1: by time where that ends it,
+    /// else by jobs accepted.
+    fn progress(&self) -> f64 {
+        match self.duration {
+            Some(time) => self.began.elapsed().as_secs_f64() / time.as_secs_f64(),
+            None => self.accepted_count() as f64 / self.jobs as f64,
+        }
     }
 
     fn payload(&self, n: usize) -> Value {

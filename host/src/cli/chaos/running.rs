@@ -17,6 +17,7 @@ pub(super) struct Running {
     child: Child,
     pub app: String,
     ops: OpsArgs,
+    http: reqwest::Client,
 }
 
 impl Running {
@@ -32,6 +33,7 @@ impl Running {
                 "--quiet",
                 // What is judged is this application on a queue of its own.
                 "--embedded-queue",
+                "--judged",
                 "--listen",
                 "127.0.0.1:0",
                 "--ops-listen",
@@ -75,7 +77,13 @@ impl Running {
         };
         let output = Output::Json;
         let ops = OpsArgs { ops, output };
-        Ok(Self { child, app, ops })
+        let http = client()?;
+        Ok(Self {
+            child,
+            app,
+            ops,
+            http,
+        })
     }
 
     pub fn kill(&mut self) {
@@ -113,7 +121,7 @@ impl Running {
     }
 
     pub async fn job(&self, id: &str) -> Result<Option<Value>, CliError> {
-        let request = client()?.get(url(&self.ops, &format!("/v1/jobs/{id}")));
+        let request = self.http.get(url(&self.ops, &format!("/v1/jobs/{id}")));
         let answer = authorized(request).send().await;
         let answer = answer.map_err(failed)?;
         match answer.status().as_u16() {

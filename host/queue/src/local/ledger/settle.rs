@@ -142,8 +142,9 @@ impl Ledger {
 
     /// As if the delivery had never been.
     fn release<R: Rows>(&mut self, view: &mut Staged<'_, R>, lease: Lease) {
+        let uncounted = u32::from(!planted::is(Planted::CountReleased));
         let due = DueRecord {
-            deliveries: lease.due.deliveries.saturating_sub(1),
+            deliveries: lease.due.deliveries.saturating_sub(uncounted),
             ..lease.due
         };
         self.unstage_due(view, lease.position);
