@@ -121,17 +121,13 @@ impl Seen {
 /// What hosts share, and outlives them.
 #[derive(Clone)]
 struct World {
-    plan: Arc<PlanParts>,
+    /// A copy for the worker.
+    plan: Arc<Plan>,
     seen: Arc<Mutex<Seen>>,
     /// The time when no host runs.
     time: Arc<Mutex<Millis>>,
     /// The clock of the host that runs.
     clock: Arc<Mutex<Option<Clock>>>,
-}
-
-/// What the worker must know; a plan is borrowed, a worker is not.
-struct PlanParts {
-    behaviour: Box<dyn Fn(&str, u32, usize) -> (Duration, Outcome) + Send + Sync>,
 }
 
 impl World {
@@ -142,11 +138,8 @@ impl World {
 
 /// Runs the plan to its end.
 pub fn run(plan: &Plan) -> Seen {
-    let copy = Plan::of(plan.seed);
     let world = World {
-        plan: Arc::new(PlanParts {
-            behaviour: Box::new(move |job, attempt, run| copy.behaviour(job, attempt, run)),
-        }),
+        plan: Arc::new(Plan::of(plan.seed)),
         seen: Arc::default(),
         time: Arc::new(Mutex::new(BEGINNING)),
         clock: Arc::default(),
@@ -444,7 +437,7 @@ fn worker(world: &World, clock: &Clock, host: usize) -> WorkerSlot {
                 });
                 seen.runs.len() - 1
             };
-            let (busy, outcome) = (world.plan.behaviour)(&job.id, job.attempt, run);
+            let (busy, outcome) = world.plan.behaviour(&job.id, job.attempt, run);
             let mut running = Running {
                 world,
                 clock,

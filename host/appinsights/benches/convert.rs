@@ -1,5 +1,10 @@
 //! What it costs to make items of the spans that one job leaves.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a bench that cannot run should say why and stop"
+)]
+
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
