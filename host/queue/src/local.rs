@@ -26,6 +26,8 @@ mod clock;
 mod commands;
 mod disk;
 mod ledger;
+#[cfg(any(test, feature = "simulation"))]
+mod memory;
 mod reader;
 mod records;
 #[cfg(feature = "simulation")]

@@ -636,6 +636,13 @@ const SERVICE_BUS_CONNECTION: &str = "SERVICEBUS_CONNECTION_STRING";
 /// The same, for telemetry.
 const APPLICATION_INSIGHTS_CONNECTION: &str = "APPLICATIONINSIGHTS_CONNECTION_STRING";
 
+/// Where a connection string was found.
+#[derive(Clone, Copy)]
+enum Named {
+    InManifest,
+    InEnvironment,
+}
+
 /// The manifest's connection string, else the environment's; an empty one is
 /// none, in either place.
 fn connection<T: FromStr<Err: std::fmt::Display>>(
@@ -643,14 +650,14 @@ fn connection<T: FromStr<Err: std::fmt::Display>>(
     (key, given): (&str, Option<&Spanned<String>>),
     name: &str,
     environment: &dyn Fn(&str) -> Option<String>,
-) -> Result<Option<T>, ConfigError> {
+) -> Result<Option<(T, Named)>, ConfigError> {
     if let Some(template) = given {
         let at = template.span().start;
         let text = source.filled(template)?;
         if !text.trim().is_empty() {
             let parsed = text.parse::<T>();
             let parsed = parsed.map_err(|error| source.error(at, format!("`{key}`: {error}")));
-            return parsed.map(Some);
+            return parsed.map(|parsed| Some((parsed, Named::InManifest)));
         }
     }
     let text = environment(name).unwrap_or_default();
@@ -659,7 +666,7 @@ fn connection<T: FromStr<Err: std::fmt::Display>>(
     }
     let parsed = text.parse::<T>();
     parsed
-        .map(Some)
+        .map(|parsed| Some((parsed, Named::InEnvironment)))
         .map_err(|error| ConfigError(format!("{name}: {error}")))
 }
 
@@ -675,10 +682,6 @@ fn host(
         SERVICE_BUS_CONNECTION,
         environment,
     )?;
-    let in_manifest = host.connection_string.as_ref();
-    let in_manifest = in_manifest.map(|template| source.filled(template));
-    let in_manifest = in_manifest.transpose()?;
-    let is_in_manifest = in_manifest.is_some_and(|text| !text.trim().is_empty());
     let application_insights = connection(
         source,
         ("application_insights", host.application_insights.as_ref()),
@@ -720,9 +723,9 @@ fn host(
         1..=1_000,
     )?;
     Ok(HostSettings {
-        is_service_bus_from_environment: service_bus.is_some() && !is_in_manifest,
-        service_bus,
-        application_insights,
+        is_service_bus_from_environment: matches!(service_bus, Some((_, Named::InEnvironment))),
+        service_bus: service_bus.map(|(connection, _)| connection),
+        application_insights: application_insights.map(|(connection, _)| connection),
         default_queue,
         servicebus_listen,
         shutdown_timeout: source.duration(

@@ -1,7 +1,7 @@
 //! The store on disk: fjall, a log-structured engine; or a simulated one.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 
@@ -117,7 +117,7 @@ impl Disk {
 pub(crate) enum DiskView<'a> {
     Files(FilesView<'a>),
     #[cfg(feature = "simulation")]
-    Simulated(super::simulated::Image),
+    Simulated(std::sync::Arc<super::memory::Memory>),
 }
 
 impl Rows for DiskView<'_> {
@@ -125,7 +125,7 @@ impl Rows for DiskView<'_> {
         match self {
             Self::Files(view) => view.get(table, key),
             #[cfg(feature = "simulation")]
-            Self::Simulated(image) => image.get(table, key),
+            Self::Simulated(rows) => rows.get(table, key),
         }
     }
 
@@ -139,7 +139,7 @@ impl Rows for DiskView<'_> {
         match self {
             Self::Files(view) => view.scan(table, from, to, limit),
             #[cfg(feature = "simulation")]
-            Self::Simulated(image) => image.scan(table, from, to, limit),
+            Self::Simulated(rows) => rows.scan(table, from, to, limit),
         }
     }
 
@@ -153,7 +153,7 @@ impl Rows for DiskView<'_> {
         match self {
             Self::Files(view) => view.scan_back(table, from, to, limit),
             #[cfg(feature = "simulation")]
-            Self::Simulated(image) => image.scan_back(table, from, to, limit),
+            Self::Simulated(rows) => rows.scan_back(table, from, to, limit),
         }
     }
 }
@@ -175,7 +175,7 @@ pub(crate) enum OpenFailure {
 }
 
 impl Files {
-    fn open(dir: &std::path::Path) -> Result<Self, OpenFailure> {
+    fn open(dir: &Path) -> Result<Self, OpenFailure> {
         let opened = Database::builder(dir)
             .cache_size(CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES_MAX)

@@ -7,15 +7,12 @@
 //! | failed commit | the batch whole or not at all: who asked cannot know |
 //! | failed fsync | as after lost power |
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::disk::OpenFailure;
-use super::records::Table;
-use super::store::{Row, Rows, StoreError, Writes};
-
-type Tables = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
+use super::memory::Memory;
+use super::store::{StoreError, Writes};
 
 /// What a disk is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +57,8 @@ type Pauses = Box<dyn FnMut() -> Duration + Send>;
 pub struct SimulatedDisk(Arc<Mutex<State>>);
 
 struct State {
-    now: Arc<Tables>,
-    synced: Arc<Tables>,
+    now: Arc<Memory>,
+    synced: Arc<Memory>,
     unsynced: Vec<Writes>,
     faults: Faults,
     pauses: Pauses,
@@ -97,7 +94,7 @@ impl SimulatedDisk {
             let oldest: Vec<Writes> = state.unsynced.drain(..).take(kept).collect();
             let mut survived = state.synced.clone();
             for writes in oldest {
-                apply(&mut survived, writes);
+                Arc::make_mut(&mut survived).commit(writes);
             }
             state.now = survived.clone();
             state.synced = survived;
@@ -116,7 +113,7 @@ impl SimulatedDisk {
         let mut state = self.state();
         let fault = (state.faults)(Operation::Commit);
         if fault != Some(Fault::Without) {
-            apply(&mut state.now, writes.clone());
+            Arc::make_mut(&mut state.now).commit(writes.clone());
             state.unsynced.push(writes);
         }
         match fault {
@@ -138,8 +135,8 @@ impl SimulatedDisk {
         }
     }
 
-    pub(super) fn snapshot(&self) -> Image {
-        Image(self.state().now.clone())
+    pub(super) fn snapshot(&self) -> Arc<Memory> {
+        self.state().now.clone()
     }
 
     pub(super) async fn pause(&self) {
@@ -151,53 +148,5 @@ impl SimulatedDisk {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn apply(tables: &mut Arc<Tables>, writes: Writes) {
-    let tables = Arc::make_mut(tables);
-    for (key, value) in writes {
-        match value {
-            Some(value) => tables.insert(key, value),
-            None => tables.remove(&key),
-        };
-    }
-}
-
-/// One moment of a simulated disk.
-pub(crate) struct Image(Arc<Tables>);
-
-impl Image {
-    fn rows(&self, table: Table, from: &[u8], to: &[u8]) -> impl DoubleEndedIterator<Item = Row> {
-        let range = (table, from.to_vec())..(table, to.to_vec().max(from.to_vec()));
-        self.0
-            .range(range)
-            .map(|((_, key), value)| (key.clone(), value.clone()))
-    }
-}
-
-impl Rows for Image {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.0.get(&(table, key.to_vec())).cloned())
-    }
-
-    fn scan(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<Row>, StoreError> {
-        Ok(self.rows(table, from, to).take(limit).collect())
-    }
-
-    fn scan_back(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<Row>, StoreError> {
-        Ok(self.rows(table, from, to).rev().take(limit).collect())
     }
 }

@@ -7,61 +7,14 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::{Ledger, LockKey};
-use crate::local::records::Table;
-use crate::local::store::{Row, Rows, Staged, StoreError, Writes};
+use crate::local::memory::Memory;
+use crate::local::store::{Staged, StoreError};
 use crate::{Message, Millis, Output, QueueConfig, Retention, Selection, Settlement};
 
 const LOCK_MS: u64 = 10;
 const WINDOW_MS: u64 = 50;
 const LIFETIME_MS: u64 = 60;
 const DELIVERIES_MAX: u32 = 3;
-
-#[derive(Default)]
-struct Memory(BTreeMap<(Table, Vec<u8>), Vec<u8>>);
-
-impl Memory {
-    fn commit(&mut self, writes: Writes) {
-        for (key, value) in writes {
-            match value {
-                Some(value) => self.0.insert(key, value),
-                None => self.0.remove(&key),
-            };
-        }
-    }
-
-    fn rows(&self, table: Table, from: &[u8], to: &[u8]) -> impl DoubleEndedIterator<Item = Row> {
-        let range = (table, from.to_vec())..(table, to.to_vec());
-        self.0
-            .range(range)
-            .map(|((_, key), value)| (key.clone(), value.clone()))
-    }
-}
-
-impl Rows for Memory {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.0.get(&(table, key.to_vec())).cloned())
-    }
-
-    fn scan(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<Row>, StoreError> {
-        Ok(self.rows(table, from, to).take(limit).collect())
-    }
-
-    fn scan_back(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<Row>, StoreError> {
-        Ok(self.rows(table, from, to).rev().take(limit).collect())
-    }
-}
 
 fn config() -> QueueConfig {
     QueueConfig {
